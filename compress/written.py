@@ -1,0 +1,151 @@
+"""What a recipe's author writes, part by part: pictures, gates, and the whole before methods are looked up."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
+
+from compress import registry
+from compress.schema import Schema
+
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$"
+LIMITS = ("min", "max", "max_drop", "max_rise", "max_ratio")
+RELATIVE_LIMITS = ("max_drop", "max_rise", "max_ratio")
+
+Net = Literal["st-alex", "alex", "vgg", "squeeze"]
+Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+def _traits_of(fields: Mapping[str, Any]) -> registry.MetricTraits | None:
+    """Of the gate under validation; None where its metric was refused already."""
+    return registry.metric_traits(fields["metric"]) if "metric" in fields else None
+
+
+def _default_net(fields: dict[str, Any]) -> Net | None:
+    traits = _traits_of(fields)
+    return "st-alex" if traits and traits.needs_net else None
+
+
+class Pictures(Schema):
+    """Which photographs, how many, how large."""
+
+    source: Word = Field(description="'photographs' (they come with the project) or a folder of pictures")
+    count: int = Field(ge=1, le=100_000, description="how many crops")
+    size: int = Field(ge=64, le=4096, multiple_of=8, description="pixels on each side")
+
+
+class Data(Schema):
+    """Photographs to calibrate and train on, and others to judge on."""
+
+    calibration: Pictures
+    evaluation: Pictures
+
+
+class Gate(Schema):
+    """One demand on the variant: a metric, a statistic over pictures, and exactly one limit."""
+
+    metric: str = Field(description="a file name of eval/metrics")
+    net: Net | None = Field(
+        default_factory=_default_net,
+        description="LPIPS only: the network that compares; never substituted",
+    )
+    against: Literal["reference", "ground_truth"] = "reference"
+    of: Literal["candidate", "reference"] = "candidate"
+    statistic: Literal["mean", "median", "p5", "worst"] = Field("mean", description="p5: the bad tail")
+    min: float | None = Field(None, description="smallest allowed value")
+    max: float | None = Field(None, description="largest allowed value")
+    max_drop: float | None = Field(None, description="largest allowed drop below the reference, both to ground truth")
+    max_rise: float | None = Field(None, description="largest allowed rise above the reference, both to ground truth")
+    max_ratio: float | None = Field(None, description="candidate over reference")
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, metric: str) -> str:
+        known = registry.metrics()
+        if metric not in known:
+            raise ValueError(f"no metric {metric!r}{registry.did_you_mean(metric, known)}")
+        return metric
+
+    @field_validator("net")
+    @classmethod
+    def _net_fits(cls, net: str | None, info: ValidationInfo) -> str | None:
+        traits = _traits_of(info.data)
+        if traits and traits.needs_net and net is None:
+            raise ValueError(f"{traits.name} needs a net: st-alex, alex, vgg or squeeze")
+        if traits and net is not None and not traits.needs_net:
+            raise ValueError(f"{traits.name} has no net; only lpips has one")
+        return net
+
+    @field_validator("against")
+    @classmethod
+    def _against_fits(cls, against: str, info: ValidationInfo) -> str:
+        traits = _traits_of(info.data)
+        if traits and not traits.of_images and against == "ground_truth":
+            raise ValueError(f"{traits.name} is compared with the reference; there is no ground truth of it")
+        return against
+
+    @field_validator("of")
+    @classmethod
+    def _of_fits(cls, of: str, info: ValidationInfo) -> str:
+        traits = _traits_of(info.data)
+        if of == "reference" and traits and not traits.of_images:
+            raise ValueError(f"{traits.name} is taken of the candidate; leave 'of' out")
+        if of == "reference" and info.data.get("against") == "reference":
+            raise ValueError("the reference against itself says nothing; write 'against: ground_truth'")
+        return of
+
+    @field_validator("statistic")
+    @classmethod
+    def _statistic_fits(cls, statistic: str, info: ValidationInfo) -> str:
+        traits = _traits_of(info.data)
+        if traits and not traits.of_images and statistic in ("p5", "worst"):
+            raise ValueError(f"{traits.name} is one number for the variant, not one per picture; leave statistic out")
+        return statistic
+
+    @field_validator(*LIMITS)
+    @classmethod
+    def _limit_fits(cls, limit: float | None, info: ValidationInfo) -> float | None:
+        traits = _traits_of(info.data)
+        if limit is None or traits is None:
+            return limit
+        if info.field_name not in traits.limits:
+            raise ValueError(
+                f"{traits.name} takes no {info.field_name}; limits that fit it: {', '.join(traits.limits)}"
+            )
+        if not traits.of_images and limit <= 0:
+            raise ValueError(f"must be above 0, not {limit}")
+        plain = info.data.get("against") == "reference" and info.data.get("of") == "candidate"
+        if "against" in info.data and "of" in info.data and info.field_name in RELATIVE_LIMITS and not plain:
+            raise ValueError(
+                f"{info.field_name} compares the candidate with the reference; leave out 'of' and 'against', "
+                f"or use {traits.limits[0]}"
+            )
+        return limit
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "Gate":
+        given = [name for name in LIMITS if getattr(self, name) is not None]
+        if len(given) != 1:
+            fitting = ", ".join(registry.metric_traits(self.metric).limits)
+            found = " and ".join(given) or "none"
+            raise ValueError(f"a gate has exactly one limit, here {found}; limits that fit {self.metric}: {fitting}")
+        return self
+
+
+class Order(Schema):
+    """The key that any stage may carry besides its method's own."""
+
+    out_of_order: Word | None = Field(None, description="why this stage may stand before its turn")
+
+
+class Whole(Schema):
+    """The recipe as written, before methods and formats have been looked up."""
+
+    version: Literal[1] = Field(alias="schema", description="of recipes; this is version 1")
+    name: str = Field(pattern=NAME, max_length=200, description="equals the path under recipes/, without .yaml")
+    component: Word = Field(description="a preset such as md-tiny/decoder, or a checkpoint's component")
+    seed: int = Field(ge=0, lt=2**32)
+    data: Data
+    stages: list[Any] = Field(min_length=1, description="what is done, in order: prune, distill, quantize")
+    gates: list[Any] = Field(description="what the variant and each artifact must pass")
+    export: list[Any] = Field(default_factory=list, description="formats to write")
