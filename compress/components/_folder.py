@@ -1,0 +1,162 @@
+"""A component on disk: arch.json, weights.safetensors; for variants also quantization.json and lineage.json.
+
+Presets, teachers and variants all have this one layout, so whatever reads one reads all. Nothing is pickled.
+"""
+
+import json
+import struct
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.components._kinds import arch_from_json, arch_to_json, build, kind_of
+from compress.errors import UserError
+from compress.files import read_json, write_json, write_tensors
+from compress.nn.cost import Cost, measure
+from compress.nn.qmodules import apply_map, quantization_map
+from compress.nn.surgery import replaced
+from compress.records import Achieved, Arch, Skipped, StageRecord, Variant
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def names() -> list[str]:
+    """Every preset: `family/component`."""
+    return sorted(str(p.parent.relative_to(PRESETS)) for p in PRESETS.glob("*/*/arch.json"))
+
+
+def find(component: str, checkpoint: Path | None = None) -> Path:
+    """The folder of a preset, or of the same component in a folder given instead.
+
+    Raises:
+        UserError: neither exists; names what does.
+    """
+    if checkpoint is not None:
+        leaf = component.rpartition("/")[2]
+        folder = checkpoint / leaf if (checkpoint / leaf / "arch.json").exists() else checkpoint
+        if not (folder / "arch.json").exists():
+            raise UserError(
+                f"{checkpoint}: no arch.json here or in {leaf}/; a checkpoint has arch.json + weights.safetensors"
+            )
+        return folder
+    if component not in names():
+        close = get_close_matches(component, names(), n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"no component '{component}'{hint} (known: {', '.join(names()) or 'none'})")
+    return PRESETS / component
+
+
+def load(component: str) -> nn.Module:
+    """The module of a preset, eval mode, float32, weights loaded. A decoder maps latents to images in [0, 1]."""
+    return load_variant(find(component), component).module
+
+
+def read_arch(folder: Path) -> Arch:
+    """The architecture of a component folder; its weights are not opened."""
+    return arch_from_json(read_json(folder / "arch.json"), folder / "arch.json")
+
+
+def component_cost(component: str, pixels: int) -> Cost:
+    """Parameters, MACs and bytes of a preset for one image of `pixels` x `pixels`, without loading its weights."""
+    arch = read_arch(find(component))
+    kind = kind_of(arch.kind)
+    with torch.device("meta"):
+        module = kind.build(arch.config)
+    return measure(module, [kind.input_shape(arch.config, pixels)])
+
+
+def load_variant(folder: Path, component: str | None = None) -> Variant:
+    """Read a component folder.
+
+    Raises:
+        UserError: a file is missing, truncated, of another architecture (tensors named), or holds NaN or Inf.
+    """
+    arch = read_arch(folder)
+    module = build(arch)
+    quantization = folder / "quantization.json"
+    if quantization.exists():
+        module = replaced(module, apply_map(module, read_json(quantization)["layers"]))
+    _load_tensors(module, folder / "weights.safetensors")
+    lineage_file = folder / "lineage.json"
+    lineage = read_json(lineage_file) if lineage_file.exists() else {}
+    return Variant(
+        component=component or lineage.get("component", folder.name),
+        arch=arch,
+        module=module.requires_grad_(False).eval(),
+        lineage=tuple(_stage_from_json(s) for s in lineage.get("stages", [])),
+    )
+
+
+def save_variant(variant: Variant, folder: Path) -> None:
+    """Write a component folder: same variant, same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "arch.json", arch_to_json(variant.arch))
+    write_tensors(folder / "weights.safetensors", variant.module.state_dict())
+    layers = quantization_map(variant.module)
+    if layers:
+        write_json(folder / "quantization.json", {"schema": 1, "layers": layers})
+    stages = [asdict(stage) for stage in variant.lineage]
+    write_json(folder / "lineage.json", {"schema": 1, "component": variant.component, "stages": stages})
+
+
+def _stage_from_json(data: dict[str, Any]) -> StageRecord:
+    return StageRecord(
+        method=data["method"],
+        config=data["config"],
+        key=data["key"],
+        achieved=tuple(Achieved(**a) for a in data["achieved"]),
+        skipped=tuple(Skipped(**s) for s in data["skipped"]),
+        notes=tuple(data["notes"]),
+    )
+
+
+def _load_tensors(module: nn.Module, path: Path) -> None:
+    tensors = _read_tensors(path)
+    expected = module.state_dict()
+    problems = [f"missing tensor {name} {list(t.shape)}" for name, t in expected.items() if name not in tensors]
+    problems += [f"unexpected tensor {name} {list(t.shape)}" for name, t in tensors.items() if name not in expected]
+    problems += [
+        f"{name} is {list(tensors[name].shape)} in the file, {list(t.shape)} in arch.json"
+        for name, t in expected.items()
+        if name in tensors and tensors[name].shape != t.shape
+    ]
+    problems += [
+        f"{n} holds NaN or Inf" for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()
+    ]
+    if problems:
+        more = f"\n  ... and {len(problems) - 12} more" if len(problems) > 12 else ""
+        raise UserError(f"{path} does not fit its arch.json:\n  " + "\n  ".join(problems[:12]) + more)
+    module.load_state_dict({n: t.to(expected[n].dtype) for n, t in tensors.items()})
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        _check_length(path)
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (SafetensorError, json.JSONDecodeError, struct.error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from error
+
+
+def _check_length(path: Path) -> None:
+    """Compare the header's promise with the file's size, before anything is mapped."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        if header_bytes > size - 8:
+            raise UserError(f"{path} is truncated: its header alone claims {header_bytes} bytes, the file has {size}")
+        header = json.loads(file.read(header_bytes))
+    promised = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+    if promised + header_bytes + 8 != size:
+        raise UserError(
+            f"{path} is truncated or damaged: {promised + header_bytes + 8} bytes promised, {size} there; "
+            "copy or download it again"
+        )

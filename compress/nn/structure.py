@@ -1,0 +1,75 @@
+"""What may be cut in a network: channels that go together, and blocks that can be taken out.
+
+Source: dependency groups as in DepGraph (Fang et al. 2023, arXiv:2301.12900).
+Differs: a component states its groups from its configuration, so nothing is traced, nothing is guessed, and the cut
+network rebuilds from the new configuration alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelSlice:
+    """One axis of one tensor that carries the channels of a group."""
+
+    tensor: str  # name in the state dict
+    axis: int
+    role: Literal["writes", "reads", "norm"]  # makes the channels, consumes them, or scales each of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelGroup:
+    """Channels that must be cut together, e.g. a residual stream or the inside of one ResNet block."""
+
+    name: str
+    kind: Literal["stream", "inner"]
+    width: int
+    norm_groups: int  # GroupNorm groups over these channels; each must keep equally many channels
+    slices: tuple[ChannelSlice, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A part that depth pruning may remove whole, or the reason why it may not."""
+
+    name: str  # qualified module name
+    fixed: str | None = None  # why it cannot be removed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """An architecture without some blocks, and where the remaining tensors moved (old name -> new name)."""
+
+    config: Any
+    renamed: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What the pipeline needs to know of one kind of component; each component file declares its own."""
+
+    config: type
+    build: Callable[[Any], nn.Module]
+    input_shape: Callable[[Any, int], tuple[int, ...]]  # (config, image pixels) -> one input's shape, batch of 1
+    channel_groups: Callable[[Any], tuple[ChannelGroup, ...]]
+    with_widths: Callable[[Any, Mapping[str, int]], Any]  # group name -> new width
+    blocks: Callable[[Any], tuple[Block, ...]]
+    without_blocks: Callable[[Any, Sequence[str]], Removal]
+    companion: str | None  # the component of the same family that turns photographs into this one's inputs
+
+
+def take_channels(
+    state: Mapping[str, torch.Tensor], groups: Sequence[ChannelGroup], kept: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """A state dict with only the kept channels (group name -> sorted indices) of each group."""
+    cut = dict(state)
+    for group in groups:
+        if group.name in kept:
+            for part in group.slices:
+                cut[part.tensor] = cut[part.tensor].index_select(part.axis, kept[group.name])
+    return {name: tensor.contiguous() for name, tensor in cut.items()}

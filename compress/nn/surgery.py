@@ -1,0 +1,67 @@
+"""New module trees from old ones: the old one stays as it was.
+
+Source: the tensor-sharing deep copy of the `memo` argument of `copy.deepcopy`.
+The law that makes sharing safe: nobody writes into a tensor of a variant.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from compress.nn.affine import dequantize
+from compress.nn.qmodules import QConv2d, quantized
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A new module tree that shares every tensor with the old one."""
+    tensors = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, {id(t): t for t in tensors})
+
+
+def replaced(module: nn.Module, swaps: Mapping[str, nn.Module]) -> nn.Module:
+    """A twin in which the named submodules are replaced.
+
+    Raises:
+        KeyError: a name is not a submodule.
+    """
+    new = twin(module)
+    known = dict(new.named_modules())
+    for name, submodule in swaps.items():
+        if name not in known:
+            raise KeyError(name)
+        parent, _, leaf = name.rpartition(".")
+        setattr(known[parent], leaf, submodule)
+    return new
+
+
+def float_twin(module: nn.Module, *, effective_bias: bool = False) -> nn.Module:
+    """The same network with every quantized layer as a float layer on its dequantized weight, activations left float.
+
+    This is the graph that exporters trace; names are kept, so integers can be put back where they came from.
+    """
+    return replaced(module, {name: _float_layer(q, effective_bias) for name, q in quantized(module).items()})
+
+
+def _float_layer(q: nn.Module, effective_bias: bool) -> nn.Module:
+    weight = dequantize(q.quantized_weight)
+    bias = q.effective_bias() if effective_bias else q.bias
+    with torch.device("meta"):
+        if isinstance(q, QConv2d):
+            layer: nn.Module = nn.Conv2d(
+                weight.shape[1] * q.groups,
+                weight.shape[0],
+                weight.shape[2:],
+                stride=q.stride,
+                padding=q.padding,
+                dilation=q.dilation,
+                groups=q.groups,
+                bias=bias is not None,
+            )
+        else:
+            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer.eval()

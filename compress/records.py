@@ -1,0 +1,102 @@
+"""The records that cross rooms. What users write is in `recipe`; what gates say is in `eval.gates`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Needs(StrEnum):
+    """What a method needs besides the variant itself."""
+
+    NOTHING = "nothing"
+    STATISTICS = "statistics"  # calibration inputs run through the variant
+    TRAINING = "training"  # photographs, gradients, time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A module that a method left alone, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Achieved:
+    """One thing a stage was asked for and what it did. `met` is the method's own judgement of the two."""
+
+    what: str  # "ResNet blocks removed", "trunk channels removed", "weights at 8 bits"
+    requested: float
+    achieved: float
+    unit: str
+    met: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arch:
+    """How to build a component: its kind (`vae.decoder`) and that kind's configuration record."""
+
+    kind: str
+    config: Any  # a frozen dataclass of the kind's own file, e.g. vae.DecoderConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One component in one state: module (eval mode, never written to), how to rebuild it, how it came about."""
+
+    component: str  # "md-tiny/decoder"
+    arch: Arch
+    module: nn.Module
+    lineage: tuple["StageRecord", ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    """What one stage did, kept with the variant for ever."""
+
+    method: str
+    config: Mapping[str, Any]
+    key: str
+    achieved: tuple[Achieved, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageInput:
+    """What a method is given. Nothing in here may be written to, the scratch folder excepted."""
+
+    variant: Variant
+    teacher: nn.Module  # the component as it was loaded
+    inputs: torch.Tensor  # calibration inputs of the component, e.g. latents [n, z, h, w]
+    sample: Callable[[int, int, int], torch.Tensor]  # (step, batch, pixels) -> training inputs, same step same bits
+    seed: int
+    scratch: Path  # survives a kill; emptied once the stage's result is stored
+    progress: Callable[[int, int, str], None] = field(default=lambda done, total, text: None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """What a method gives back: a new variant and the account of what was asked and done."""
+
+    arch: Arch
+    module: nn.Module
+    achieved: tuple[Achieved, ...]
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a plan knows before anything runs: the smallest and largest architecture a stage can end with, and bits."""
+
+    smallest: Arch
+    largest: Arch
+    weight_bits: int = 32
+    activation_bits: int = 32
+    granularity: Any = None  # compress.nn.affine.Granularity of quantized weights
