@@ -1,0 +1,151 @@
+"""Depth pruning: take out whole blocks, the one that does the least damage per MAC saved first.
+
+Source: SnapFusion (Li et al. 2023, arXiv:2306.00980), section 3.2: blocks ranked by change of quality over change of
+latency; BK-SDM (Kim et al. 2023, arXiv:2305.15798) for removing a block behind an identity shortcut.
+Differs: damage is the squared error to the component's own output, MACs stand for latency, and every remaining block is
+scored again after each removal, because two blocks that are each harmless need not be harmless together.
+Cost: (blocks + 1) * removals / 2 passes over the calibration inputs.
+"""
+
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import torch
+from pydantic import Field, PositiveInt
+
+from compress.components import build, kind_of
+from compress.errors import UserError
+from compress.nn import cost
+from compress.nn.structure import Block, Kind, Removal
+from compress.records import Achieved, Arch, Needs, Prediction, Skipped, StageInput, StageResult
+from compress.schema import Schema
+
+NEEDS = Needs.STATISTICS
+
+
+class Config(Schema):
+    """How many blocks to remove, and which to leave alone."""
+
+    blocks: PositiveInt = Field(description="How many blocks to remove.")
+    keep: tuple[str, ...] = Field((), description="Blocks never to remove: names with * and ? wildcards.")
+    samples: PositiveInt = Field(8, description="Calibration inputs to score on.")
+    latent_size: PositiveInt = Field(16, description="Side of the central crop of each input to score on.")
+
+
+def predict(prediction: Prediction, config: Config) -> Prediction:
+    """Bounds: the blocks with the most, and with the fewest, MACs go."""
+
+    def without(arch: Arch, *, cheapest: bool) -> Arch:
+        kind = kind_of(arch.kind)
+        names = [b.name for b in _candidates(kind, arch, config)]
+        saved = {name: _macs_saved(kind, arch, name) for name in names}
+        order = sorted(names, key=lambda name: saved[name], reverse=not cheapest)
+        return Arch(kind=arch.kind, config=kind.without_blocks(arch.config, order[: config.blocks]).config)
+
+    return replace(
+        prediction,
+        smallest=without(prediction.smallest, cheapest=False),
+        largest=without(prediction.largest, cheapest=True),
+    )
+
+
+def apply(stage: StageInput, config: Config) -> StageResult:
+    """Remove `config.blocks` blocks, greedily, scoring all that remain before each removal."""
+    arch, state = stage.variant.arch, stage.variant.module.state_dict()
+    kind = kind_of(arch.kind)
+    all_blocks = kind.blocks(arch.config)
+    inputs = _central_crop(stage.inputs[: config.samples], config.latent_size)
+    original = {b.name: b.name for b in all_blocks}  # today's name -> the name before any removal
+    notes = []
+    with torch.no_grad():
+        target = stage.variant.module(inputs)
+        rounds = config.blocks
+        for done in range(rounds):
+            names = [b.name for b in _candidates(kind, arch, config, original)]
+            scores = {}
+            for index, name in enumerate(names):
+                stage.progress(done * len(all_blocks) + index, rounds * len(all_blocks), f"scoring {original[name]}")
+                removal = kind.without_blocks(arch.config, [name])
+                damage = _damage(
+                    Arch(kind=arch.kind, config=removal.config), rename(state, removal, name), inputs, target
+                )
+                scores[name] = damage / _macs_saved(kind, arch, name)
+            victim = min(names, key=lambda name: scores[name])
+            notes.append(f"removed {original[victim]}: squared error per GMAC saved {scores[victim] * 1e9:.3g}")
+            removal = kind.without_blocks(arch.config, [victim])
+            state = rename(state, removal, victim)
+            original = _rename_blocks(original, removal, victim)
+            arch = Arch(kind=arch.kind, config=removal.config)
+    module = build(arch)
+    module.load_state_dict(state)
+    removed = len(all_blocks) - len(kind.blocks(arch.config))
+    return StageResult(
+        arch=arch,
+        module=module.requires_grad_(False).eval(),
+        achieved=(
+            Achieved(
+                what="blocks removed",
+                requested=config.blocks,
+                achieved=removed,
+                unit="blocks",
+                met=removed == config.blocks,
+            ),
+        ),
+        skipped=tuple(Skipped(name=b.name, reason=b.fixed) for b in all_blocks if b.fixed),
+        notes=tuple(notes),
+    )
+
+
+def rename(state: dict[str, torch.Tensor], removal: Removal, block: str) -> dict[str, torch.Tensor]:
+    """The state dict of the network without `block`: its tensors dropped, those behind it under their new names."""
+    new = {}
+    for name, tensor in state.items():
+        if name.startswith(f"{block}."):
+            continue
+        prefix = next((old for old in removal.renamed if name.startswith(old)), None)
+        new[name if prefix is None else removal.renamed[prefix] + name.removeprefix(prefix)] = tensor
+    return new
+
+
+def _rename_blocks(original: dict[str, str], removal: Removal, block: str) -> dict[str, str]:
+    return {
+        removal.renamed.get(f"{name}.", f"{name}.").removesuffix("."): before
+        for name, before in original.items()
+        if name != block
+    }
+
+
+def _candidates(kind: Kind, arch: Arch, config: Config, original: dict[str, str] | None = None) -> list[Block]:
+    """Blocks that may go; `keep` is matched against the names that the blocks had before any removal."""
+    names = original or {}
+    kept = [
+        b
+        for b in kind.blocks(arch.config)
+        if b.fixed is None and not any(fnmatchcase(names.get(b.name, b.name), pattern) for pattern in config.keep)
+    ]
+    if not kept or (original is None and len(kept) < config.blocks):
+        raise UserError(
+            f"prune.depth: blocks: {config.blocks} asked for, but only {len(kept)} can be removed "
+            f"({', '.join(b.name for b in kept) or 'none'}); ask for fewer, or shorten keep"
+        )
+    return kept
+
+
+def _macs_saved(kind: Kind, arch: Arch, block: str) -> int:
+    def macs(config: object) -> int:
+        with torch.device("meta"):
+            module = kind.build(config)
+        return cost.measure(module, [kind.input_shape(config, 64)]).macs
+
+    return macs(arch.config) - macs(kind.without_blocks(arch.config, [block]).config)
+
+
+def _damage(arch: Arch, state: dict[str, torch.Tensor], inputs: torch.Tensor, target: torch.Tensor) -> float:
+    module = build(arch)
+    module.load_state_dict(state)
+    return float((module(inputs) - target).square().mean())
+
+
+def _central_crop(inputs: torch.Tensor, size: int) -> torch.Tensor:
+    top, left = (max(0, (side - size) // 2) for side in inputs.shape[-2:])
+    return inputs[..., top : top + size, left : left + size]
