@@ -1,0 +1,397 @@
+"""One short function per command: parse, call, render, exit code."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    from compress.plan import Plan
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for scripts.")]
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for scripts.")]
+
+
+def check(*recipes: str, as_json: Json = False) -> int:
+    """Validate recipes without running anything; every mistake is listed with its line.
+
+    Parameters
+    ----------
+    recipes
+        Recipe files, or names of recipes that come with mdcompress.
+    as_json
+        Print a list of {recipe, mistakes} instead.
+    """
+    from compress.recipe import find, read_recipe
+
+    if not recipes:
+        raise UserError("name at least one recipe to check")
+    results = []
+    for name in recipes:
+        try:
+            read_recipe(find(name))
+            results.append({"recipe": name, "mistakes": []})
+        except UserError as error:
+            results.append({"recipe": name, "mistakes": str(error).splitlines()})
+    if as_json:
+        _print_json(results)
+    else:
+        for result in results:
+            print("\n".join(result["mistakes"]) or f"{result['recipe']}: ok")
+    return 2 if any(result["mistakes"] for result in results) else 0
+
+
+def plan(recipe: str, *, images: Path | None = None, checkpoint: Path | None = None, as_json: Json = False) -> int:
+    """Show what a recipe will do and what it will cost, before anything runs.
+
+    Parameters
+    ----------
+    recipe
+        A recipe file, or the name of one that comes with mdcompress.
+    images
+        A folder of photographs instead of the recipe's source.
+    checkpoint
+        A component folder (arch.json, weights.safetensors) instead of the preset.
+    as_json
+        Print JSON, for scripts.
+    """
+    from compress import drawing
+    from compress.store import Store, default_root
+
+    made = _make_plan(recipe, images, checkpoint)
+    if as_json:
+        _print_json(made.to_json())
+        return 0
+    store = Store(default_root())
+    rows = [("0", "teacher", *drawing.forecast_cells(made.reference), "", "")]
+    for number, stage in enumerate(made.stages, start=1):
+        state = "cached" if store.get(stage.key) else ""
+        rows.append((str(number), stage.method, *drawing.forecast_cells(stage.forecast), stage.key[:12], state))
+    console = drawing.console()
+    console.print(f"{made.recipe.name}: {made.recipe.component}, seed {made.recipe.seed}", highlight=False)
+    numeric = ("parameters", "MACs", "weights")
+    console.print(drawing.table(("", "stage", *numeric, "key", ""), rows, numeric=numeric))
+    formats = ", ".join(item.format for item in made.recipe.export) or "nothing"
+    console.print(f"then {len(made.recipe.gates)} gates, export {formats}, each file gated again", highlight=False)
+    return 0
+
+
+def run(
+    recipe: str,
+    *,
+    out: Path,
+    zoo: Path | None = None,
+    images: Path | None = None,
+    checkpoint: Path | None = None,
+    as_json: Json = False,
+) -> int:
+    """Run a recipe: stages, gates, exports, gates on each file, zoo entry. Stopped at any moment, it resumes.
+
+    Parameters
+    ----------
+    recipe
+        A recipe file, or the name of one that comes with mdcompress.
+    out
+        The run directory: verdicts.json, report.html, variant/, artifacts/.
+    zoo
+        Where the entry goes; by default zoo/ in the run directory.
+    images
+        A folder of photographs instead of the recipe's source.
+    checkpoint
+        A component folder (arch.json, weights.safetensors) instead of the preset.
+    as_json
+        Print the verdicts as JSON, and progress to the error stream.
+    """
+    from compress import drawing
+    from compress.pipeline import run_plan
+    from compress.recipe import to_yaml
+    from compress.store import Store, default_root
+
+    made = _make_plan(recipe, images, checkpoint)
+    console = drawing.console(stderr=as_json)
+    with drawing.Drawer(console) as drawer:
+        outcome = run_plan(
+            made,
+            store=Store(default_root()),
+            out=out,
+            zoo=zoo or out / "zoo",
+            emit=drawer,
+            recipe_text=to_yaml(made.recipe),
+        )
+    if as_json:
+        print((out / "verdicts.json").read_text(encoding="utf-8"), end="")
+    else:
+        if outcome.reused:
+            console.print("this run had finished; nothing was left to do (delete the folder to run it again)")
+        drawing.print_verdicts(drawing.console(), outcome.verdicts)
+        console.print(f"report     {outcome.report}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"zoo entry  {outcome.entry or 'none'}", soft_wrap=True, highlight=False, markup=False)
+    return 0 if outcome.passed else 1
+
+
+def gate(
+    path: Path, *, recipe: str, images: Path | None = None, checkpoint: Path | None = None, as_json: Json = False
+) -> int:
+    """Judge a variant folder or an exported file by a recipe's gates, against the recipe's component.
+
+    Parameters
+    ----------
+    path
+        A variant folder (arch.json, weights.safetensors), a run directory, or an exported file.
+    recipe
+        The recipe whose gates and photographs are used.
+    images
+        A folder of photographs instead of the recipe's source.
+    checkpoint
+        The folder of the component to judge against, instead of the preset.
+    as_json
+        Print JSON, for scripts.
+    """
+    from compress import drawing
+    from compress.standalone_gate import judge_path
+    from eval import gates
+
+    verdicts = judge_path(path, _make_plan(recipe, images, checkpoint))
+    if as_json:
+        _print_json([gates.to_json(v) for v in verdicts])
+    else:
+        drawing.print_verdicts(drawing.console(), verdicts)
+    return 0 if all(v.passed for v in verdicts) else 1
+
+
+def report(run_folder: Path, *, as_json: Json = False) -> int:
+    """Show the verdicts of a run and where its report is.
+
+    Parameters
+    ----------
+    run_folder
+        The folder given to `run --out`.
+    as_json
+        Print JSON, for scripts.
+    """
+    from compress import drawing
+    from compress.files import read_json
+    from eval import gates
+
+    if not (run_folder / "verdicts.json").exists():
+        raise UserError(f"{run_folder} holds no finished run; start one with: mdcompress run RECIPE --out {run_folder}")
+    rows = read_json(run_folder / "verdicts.json")
+    if as_json:
+        _print_json(rows)
+    else:
+        drawing.print_verdicts(drawing.console(), [gates.from_json(row) for row in rows])
+        print(f"report     {run_folder / 'report.html'}")
+    return 0 if all(row["passed"] for row in rows) else 1
+
+
+def methods(name: str | None = None, *, as_json: Json = False) -> int:
+    """List the methods that a recipe may name, or one with its options and its source.
+
+    Parameters
+    ----------
+    name
+        A method, e.g. prune.width.
+    as_json
+        Print JSON, for scripts.
+    """
+    from compress import drawing, registry
+
+    if name is None:
+        found = [registry.summary(n) for n in registry.methods()]
+        if as_json:
+            _print_json([asdict(s) for s in found])
+        else:
+            rows = [(s.name, s.needs, s.summary) for s in found]
+            drawing.console().print(drawing.table(("method", "needs", "what it does"), rows))
+        return 0
+    described = registry.describe(name)
+    if as_json:
+        _print_json(asdict(described))
+        return 0
+    console = drawing.console()
+    console.print(f"{described.name}: {described.summary}", highlight=False)
+    for label in ("source", "differs", "cost"):
+        console.print(f"{label.capitalize()}: {getattr(described, label)}", highlight=False)
+    rows = [(o.name, o.type, "required" if o.default is None else o.default, o.help) for o in described.options]
+    console.print(drawing.table(("option", "type", "default", ""), rows))
+    return 0
+
+
+def models_list(*, as_json: Json = False) -> int:
+    """List the components that come with mdcompress."""
+    from compress.components import names
+
+    found = names()
+    if as_json:
+        _print_json(found)
+    else:
+        print("\n".join(found))
+    return 0
+
+
+def models_show(name: str, *, pixels: int = 256, as_json: Json = False) -> int:
+    """Show what a component costs: parameters, MACs, bytes, per layer.
+
+    Parameters
+    ----------
+    name
+        A component, e.g. md-tiny/decoder.
+    pixels
+        Side of the image that MACs are counted for.
+    as_json
+        Print {"parameters": ..., "macs": ..., ...} as JSON.
+    """
+    from compress import drawing
+    from compress.components import component_cost
+
+    if pixels < 8 or pixels % 8:
+        raise UserError(f"--pixels {pixels}: a positive multiple of 8 is needed")
+    cost = component_cost(name, pixels)
+    if as_json:
+        layers = [asdict(layer) for layer in cost.layers]
+        totals = {"parameters": cost.parameters, "macs": cost.macs, "weight_bytes": cost.weight_bytes}
+        _print_json({"name": name, "pixels": pixels, **totals, "layers": layers})
+        return 0
+    most = max(layer.macs for layer in cost.layers)
+    rows = [
+        (x.name, x.kind, drawing.count(x.parameters), drawing.count(x.macs), "█" * round(24 * x.macs / most))
+        for x in cost.layers
+    ]
+    console = drawing.console()
+    console.print(drawing.table(("layer", "kind", "parameters", "MACs", ""), rows, numeric=("parameters", "MACs")))
+    console.print(
+        f"{name}: {cost.parameters:,} parameters, {cost.macs:,} MACs for one image of {pixels}x{pixels}, "
+        f"{drawing.size(cost.weight_bytes)} in float32",
+        highlight=False,
+    )
+    return 0
+
+
+def zoo_add(run_folder: Path, *, zoo: Path, replace: bool = False) -> int:
+    """Add the passed variant of a run to a zoo.
+
+    Parameters
+    ----------
+    run_folder
+        The folder given to `run --out`.
+    zoo
+        The zoo's folder; made if it does not exist.
+    replace
+        Replace an entry of the same name and other contents.
+    """
+    from compress import zoo as zoos
+    from compress.zoo_entry import entry_from_run
+
+    print(zoos.add(zoo, entry_from_run(run_folder), replace=replace))
+    return 0
+
+
+def zoo_list(zoo: Path, *, as_json: Json = False) -> int:
+    """List a zoo's entries.
+
+    Parameters
+    ----------
+    zoo
+        The zoo's folder.
+    as_json
+        Print JSON, for scripts.
+    """
+    from compress import drawing
+    from compress import zoo as zoos
+
+    entries = zoos.list_entries(zoo)
+    if as_json:
+        _print_json([asdict(e) for e in entries])
+        return 0
+    rows = [
+        (e.name, e.component, drawing.size(e.bytes), *(e.summary.get(k, "") for k in ("psnr_mean", "latency_ratio")))
+        for e in entries
+    ]
+    columns = ("entry", "component", "size", "PSNR, dB", "latency ratio")
+    drawing.console().print(drawing.table(columns, rows, numeric=columns[2:]))
+    return 0
+
+
+def zoo_show(zoo: Path, name: str, *, as_json: Json = False) -> int:
+    """Show one entry: its model card, or everything the index has of it.
+
+    Parameters
+    ----------
+    zoo
+        The zoo's folder.
+    name
+        The entry, e.g. decoder/d4_c50_kd_w8a8.
+    as_json
+        Print the index's record instead of the card.
+    """
+    from compress import zoo as zoos
+
+    card = zoos.show(zoo, name)
+    if as_json:
+        _print_json(card)
+    else:
+        print((zoo / name / "README.md").read_text(encoding="utf-8"))
+    return 0
+
+
+def zoo_verify(zoo: Path, name: str | None = None, *, as_json: Json = False) -> int:
+    """Check every digest of a zoo, and run every sample again in its own runtime.
+
+    Parameters
+    ----------
+    zoo
+        The zoo's folder.
+    name
+        One entry only.
+    as_json
+        Print JSON, for scripts.
+    """
+    from compress import registry
+    from compress import zoo as zoos
+
+    checks = zoos.verify(zoo, name, runner=lambda suffix: registry.load(f"export.{suffix}").load)
+    if as_json:
+        _print_json([asdict(c) for c in checks])
+    else:
+        for c in checks:
+            print(f"{'ok    ' if c.ok else 'FAILED'} {c.entry} {c.file}{'' if c.ok else ': ' + c.problem}")
+        print(f"{sum(c.ok for c in checks)} of {len(checks)} checks passed")
+    return 0 if all(c.ok for c in checks) else 1
+
+
+def doctor(*, as_json: Json = False) -> int:
+    """Show what is installed, what each extra would add, and known traps of this environment."""
+    from compress.diagnosis import diagnose
+
+    findings = diagnose()
+    if as_json:
+        _print_json([asdict(f) for f in findings])
+    else:
+        for f in findings:
+            print(f"{f.state:>7}  {f.what}: {f.text}")
+    return 2 if any(f.state == "problem" for f in findings) else 0
+
+
+def schema() -> int:
+    """Print the JSON Schema of a recipe, for editors."""
+    from compress.recipe import json_schema
+
+    _print_json(json_schema())
+    return 0
+
+
+def _make_plan(recipe: str, images: Path | None, checkpoint: Path | None) -> "Plan":
+    from compress.plan import make_plan, with_images
+    from compress.recipe import find, read_recipe
+
+    read = read_recipe(find(recipe))
+    return make_plan(read if images is None else with_images(read, images), checkpoint=checkpoint)
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1, allow_nan=False, default=str))

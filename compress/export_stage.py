@@ -1,0 +1,191 @@
+"""The passed variant -> one file per format, each loaded by its own runtime and gated again before it may ship."""
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress import evaluation, registry
+from compress.errors import UserError
+from compress.evaluation import Job, Measured, Photographs
+from compress.nn.qmodules import quantized
+from compress.plan import Plan
+from compress.recipe import PlannedExport
+from compress.records import Variant
+from compress.runs import Event
+from compress.store import Store, code_digest, key_of
+from compress.verdicts import tally
+from eval import compare, gates
+from eval.metrics import latency
+
+# An integer kernel and its float simulation round ties apart, and normalisation spreads the difference; what the file
+# loses in quality is for the recipe's own gates, this one is for a wrong graph. In dB, on the worst photograph.
+PARITY = gates.GateSpec(metric="psnr", against="reference", statistic="worst", min=30.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """One artifact: the file, what its own runtime makes of the photographs, and what the gates say of that."""
+
+    format: str
+    path: Path
+    outputs: torch.Tensor  # [n, 3, h, w], of this file in its runtime
+    measurements: tuple[compare.Measurement, ...]
+    latency: latency.LatencyRatio
+    sizes: gates.Sizes
+    verdicts: tuple[gates.Verdict, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What a file is made from."""
+
+    variant: Variant
+    key: str
+    metadata: dict[str, str]
+
+
+def export_and_gate(job: Job, variant: Variant, measured: Measured) -> tuple[Exported, ...]:
+    """Every format of the recipe, one after the other."""
+    return tuple(_one_format(job, item, variant, measured) for item in job.plan.recipe.export)
+
+
+def _one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measured) -> Exported:
+    started, plan, photographs = time.monotonic(), job.plan, measured.photographs
+    job.tell(Event(kind="started", name=f"export {item.format}"))
+    metadata = {"component": variant.component, "recipe": plan.recipe.name, "recipe_sha256": plan.digest}
+    source = Source(variant=variant, key=plan.variant_key, metadata=metadata)
+    made = _file(job.store, item, source, photographs.inputs[:1])
+    path = job.run.root / "artifacts" / made.name
+    path.parent.mkdir(exist_ok=True)
+    shutil.copyfile(made, path)
+    theirs = teacher_file(plan, job.store, item.format, job.teacher, photographs.inputs[:1])
+    judged = judge_file(plan, path, theirs, photographs, measured.stages[0].measurements)
+    parity = compare.compare(
+        ground_truth=photographs.truth,
+        reference=evaluation.run_in_batches(variant.module, photographs.inputs),
+        candidate=judged.outputs,
+        metrics=[evaluation.ALWAYS],
+        pairs=[("candidate", "reference")],
+    )
+    exporter = registry.load(f"export.{item.format}")
+    verdicts = (
+        *judged.verdicts,
+        *gates.judge((PARITY,), parity, subject=f"{item.format} to torch"),
+        _integers_kept(exporter, path, variant, item.format),
+    )
+    seconds = round(time.monotonic() - started, 1)
+    job.tell(Event(kind="exported", name=f"export {item.format}", text=path.name, seconds=seconds))
+    job.tell(Event(kind="judged", name=item.format, text=tally(verdicts)))
+    return replace(judged, verdicts=verdicts)
+
+
+def judge_file(
+    plan: Plan,
+    path: Path,
+    reference: Path,
+    photographs: Photographs,
+    of_teacher: tuple[compare.Measurement, ...],
+) -> Exported:
+    """A file in its own runtime, by the recipe's gates.
+
+    Args:
+        plan: Whose gates.
+        path: The file to judge; its suffix names the format.
+        reference: The teacher in the same format.
+        photographs: What is decoded.
+        of_teacher: The teacher's measurements against the photographs.
+    """
+    name = format_of(path)
+    exporter, threads = registry.load(f"export.{name}"), torch.get_num_threads()
+    candidate, theirs = exporter.load(path, threads=threads), exporter.load(reference, threads=threads)
+    outputs = evaluation.run_in_batches(candidate, photographs.inputs, 1)
+    specs, example = evaluation.specs(plan.recipe.gates), photographs.inputs[:1]
+    measurements = evaluation.complete(photographs, outputs, specs, of_teacher)
+    taken = latency.paired_ratio(
+        lambda: theirs(example),
+        lambda: candidate(example),
+        sampling=latency.Sampling(seconds=evaluation.JUDGED_LATENCY_SECONDS),
+        runtime=exporter.RUNTIME,
+        threads=threads,
+    )
+    sizes = gates.Sizes(candidate_bytes=path.stat().st_size, reference_bytes=reference.stat().st_size)
+    return Exported(
+        format=name,
+        path=path,
+        outputs=outputs,
+        measurements=measurements,
+        latency=taken,
+        sizes=sizes,
+        verdicts=gates.judge(specs, measurements, subject=name, latency=taken, sizes=sizes),
+    )
+
+
+def format_of(path: Path) -> str:
+    """The format of a file, by its suffix.
+
+    Raises:
+        UserError: no exporter writes such files; names those that there are.
+    """
+    suffixes = {registry.load(name).SUFFIX: name.removeprefix("export.") for name in registry.names("export")}
+    if path.suffix not in suffixes:
+        raise UserError(f"{path}: no format has the suffix '{path.suffix}'; known: {', '.join(sorted(suffixes))}")
+    return suffixes[path.suffix]
+
+
+def teacher_file(plan: Plan, store: Store, format_name: str, teacher: Variant, example: torch.Tensor) -> Path:
+    """The teacher in a format, as the reference for latency and size; with the recipe's options for that format."""
+    options = next((item.config for item in plan.recipe.export if item.format == format_name), None)
+    config = options or registry.load(f"export.{format_name}").Config()
+    item = PlannedExport(format=format_name, config=config)
+    source = Source(variant=teacher, key=plan.teacher_key, metadata={"component": plan.recipe.component})
+    return _file(store, item, source, example)
+
+
+def _file(store: Store, item: PlannedExport, source: Source, example: torch.Tensor) -> Path:
+    """The exported file, from the store if it was made before."""
+    exporter = registry.load(f"export.{item.format}")
+    name = source.variant.component.rpartition("/")[2] + exporter.SUFFIX
+    metadata = source.metadata | {"input": "latents, on the encoder's own scale", "output": "image, RGB in [0, 1]"}
+    key = key_of(
+        {
+            "export": item.format,
+            "config": item.config.model_dump(mode="json"),
+            "variant": source.key,
+            "shape": list(example.shape),
+            "metadata": metadata,
+            "code": code_digest(Path(exporter.__file__)),
+            "torch": torch.__version__,
+        }
+    )
+
+    def build(folder: Path) -> None:
+        exporter.export(source.variant.module, example, folder / name, item.config, metadata=metadata)
+
+    return (store.get(key) or store.put(key, build)) / name
+
+
+def _integers_kept(exporter: Any, path: Path, variant: Variant, name: str) -> gates.Verdict:
+    """The integers in the file against the variant's, read back from the file."""
+    ours, theirs = quantized(variant.module), exporter.read_back(path)
+    same = [n for n, q in ours.items() if n in theirs and torch.equal(theirs[n].qdata, q.qdata)]
+    lost = sorted(set(ours) - set(same))
+    return gates.Verdict(
+        subject=name,
+        metric="achieved",
+        net=None,
+        statistic="layers whose integers are in the file",
+        of="candidate",
+        against="requested",
+        kind="min",
+        value=float(len(same)),
+        limit=float(len(ours)),
+        passed=not lost,
+        unit="layers",
+        reason=f"{len(same)} of {len(ours)} layers keep their integers"
+        if not lost
+        else f"failed: the integers of {', '.join(lost)} are not those of the variant; export again",
+    )

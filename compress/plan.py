@@ -1,0 +1,214 @@
+"""Recipe -> Plan: what will run, in which order, under which keys, and what it will cost; no weight is opened."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibration import images
+from compress import recipe as recipes
+from compress import registry
+from compress.components import find, kind_of, read_arch
+from compress.errors import UserError
+from compress.files import sha256
+from compress.nn import cost
+from compress.recipe import PlannedConfig, Recipe
+from compress.records import Arch, Needs, Prediction
+from compress.store import code_digest, key_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A figure known within bounds before anything runs."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a variant will cost: parameters, MACs for one image of the evaluation size, bytes of its weights."""
+
+    parameters: Span
+    macs: Span
+    weight_bytes: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStage:
+    """One stage with the key of its result and what the variant will cost after it."""
+
+    method: str
+    config: Any
+    key: str
+    forecast: Forecast
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that will happen, decided."""
+
+    recipe: Recipe
+    digest: str  # of the recipe
+    teacher: Path
+    companion: Path
+    teacher_key: str
+    reference: Forecast
+    stages: tuple[PlannedStage, ...]
+    calibration_digest: str
+    evaluation_digest: str
+
+    @property
+    def variant_key(self) -> str:
+        """The key of what the last stage leaves."""
+        return self.stages[-1].key if self.stages else self.teacher_key
+
+    def to_json(self) -> dict[str, Any]:
+        """What plan.json holds."""
+        return {
+            "schema": 1,
+            "recipe": self.recipe.name,
+            "recipe_digest": self.digest,
+            "component": self.recipe.component,
+            "teacher_key": self.teacher_key,
+            "calibration_digest": self.calibration_digest,
+            "evaluation_digest": self.evaluation_digest,
+            "reference": asdict(self.reference),
+            "stages": [
+                {
+                    "method": stage.method,
+                    "config": stage.config.model_dump(mode="json"),
+                    "key": stage.key,
+                    "forecast": asdict(stage.forecast),
+                }
+                for stage in self.stages
+            ],
+            "export": [item.format for item in self.recipe.export],
+        }
+
+
+def with_images(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe on somebody's own photographs; the folder is split between calibration and evaluation."""
+    data = recipe.data
+    source = str(folder.resolve())
+    return replace(
+        recipe,
+        data=data.model_copy(
+            update={
+                "calibration": data.calibration.model_copy(update={"source": source}),
+                "evaluation": data.evaluation.model_copy(update={"source": source}),
+            }
+        ),
+    )
+
+
+def make_plan(recipe: Recipe, *, checkpoint: Path | None = None) -> Plan:
+    """Resolve a recipe against its component, its data and its methods.
+
+    Raises:
+        UserError: an unknown component, a method that cannot do what is asked, a format that cannot hold the result.
+        DataError: the photographs cannot be had.
+    """
+    teacher = find(recipe.component, checkpoint)
+    arch = read_arch(teacher)
+    companion = _companion(recipe, arch, checkpoint)
+    calibration, evaluation = recipe.data.calibration, recipe.data.evaluation
+    calibration_set = images.load(
+        calibration.source, split="calibration", count=calibration.count, size=calibration.size
+    )
+    evaluation_set = images.load(evaluation.source, split="evaluation", count=evaluation.count, size=evaluation.size)
+    teacher_key = key_of({"teacher": _folder_digest(teacher), "companion": _folder_digest(companion)})
+    data = {"calibration": calibration_set.digest, "sampler": images.sampler(calibration.source, "calibration").digest}
+    prediction = Prediction(smallest=arch, largest=arch)
+    stages, parent = [], teacher_key
+    for stage in recipe.stages:
+        method = registry.load(stage.method)
+        prediction = method.predict(prediction, stage.config)
+        parent = _stage_key(stage, method, parent, recipe.seed, data)
+        stages.append(
+            PlannedStage(
+                method=stage.method, config=stage.config, key=parent, forecast=_forecast(prediction, evaluation.size)
+            )
+        )
+    _check_exports(recipe, prediction)
+    return Plan(
+        recipe=recipe,
+        digest=recipes.digest(recipe),
+        teacher=teacher,
+        companion=companion,
+        teacher_key=teacher_key,
+        reference=_forecast(Prediction(smallest=arch, largest=arch), evaluation.size),
+        stages=tuple(stages),
+        calibration_digest=calibration_set.digest,
+        evaluation_digest=evaluation_set.digest,
+    )
+
+
+def _companion(recipe: Recipe, arch: Arch, checkpoint: Path | None) -> Path:
+    leaf = kind_of(arch.kind).companion
+    if leaf is None:
+        raise UserError(f"component: {recipe.component} is a {arch.kind}; recipes compress image decoders so far")
+    family = recipe.component.rpartition("/")[0]
+    return find(f"{family}/{leaf}", checkpoint)
+
+
+def _check_exports(recipe: Recipe, prediction: Prediction) -> None:
+    """Ask each format whether it can hold what the stages will leave."""
+    problems = [
+        f"export {item.format}: {problem}"
+        for item in recipe.export
+        for problem in registry.load(f"export.{item.format}").refuse(
+            prediction.weight_bits, prediction.granularity, prediction.activation_bits
+        )
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _folder_digest(folder: Path) -> dict[str, str]:
+    weights = folder / "weights.safetensors"
+    if not weights.exists():
+        raise UserError(f"{weights} does not exist; a component folder holds arch.json and weights.safetensors")
+    return {name: sha256(folder / name) for name in ("arch.json", "weights.safetensors")}
+
+
+def _stage_key(stage: PlannedConfig, method: Any, parent: str, seed: int, data: dict[str, str]) -> str:
+    needs_data = method.NEEDS != Needs.NOTHING
+    return key_of(
+        {
+            "method": stage.method,
+            "config": stage.config.model_dump(mode="json"),
+            "parent": parent,
+            "data": data if needs_data else None,
+            "seed": seed if needs_data else None,
+            "code": code_digest(Path(method.__file__)),
+            "torch": torch.__version__,
+        }
+    )
+
+
+def _forecast(prediction: Prediction, pixels: int) -> Forecast:
+    costs = []
+    for arch in (prediction.smallest, prediction.largest):
+        kind = kind_of(arch.kind)
+        with torch.device("meta"):
+            module = kind.build(arch.config)
+        costs.append(cost.measure(module, [kind.input_shape(arch.config, pixels)]))
+    return Forecast(
+        parameters=_span(c.parameters for c in costs),
+        macs=_span(c.macs for c in costs),
+        weight_bytes=_span(_stored_bytes(c, prediction.weight_bits) for c in costs),
+    )
+
+
+def _span(values: Iterable[int]) -> Span:
+    low, *_, high = sorted(values)
+    return Span(low=low, high=high)
+
+
+def _stored_bytes(measured: cost.Cost, weight_bits: int) -> int:
+    """Weights of convolutions and linear layers at `weight_bits`, everything else as it is; scales are not counted."""
+    quantizable = sum(x.parameters for x in measured.layers if x.kind in ("Conv2d", "Linear"))
+    return measured.weight_bytes - (4 * quantizable - quantizable * weight_bits // 8)

@@ -1,0 +1,196 @@
+"""What a run measured, as the records that the HTML report draws."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compress.evaluation import Job, Measured, StageSummary
+from compress.export_stage import Exported
+from compress.records import Variant
+from compress.runs import environment
+from eval import gates
+from eval.compare import Measurement
+from eval.report import page, records
+
+
+def write_report(
+    job: Job,
+    variant: Variant,
+    measured: Measured,
+    verdicts: Sequence[gates.Verdict],
+    exported: Sequence[Exported],
+) -> Path:
+    """Draw report.html; pictures and latencies are those of the first exported file, else of the torch variant."""
+    plan, run = job.plan, job.run
+    shipped = exported[0] if exported else None
+    measurements = shipped.measurements if shipped else measured.final.measurements
+    report = records.Report(
+        title=plan.recipe.name,
+        component=plan.recipe.component,
+        passed=all(v.passed for v in verdicts),
+        verdicts=tuple(_verdict_row(v) for v in verdicts),
+        facts=_facts(measured, shipped),
+        stages=tuple(_stage_row(s) for s in measured.stages),
+        lpips_net=next((m.net for m in measurements if m.metric == "lpips"), None),
+        achieved=tuple(
+            records.AchievedRow(
+                stage=stage.method,
+                what=a.what,
+                requested=a.requested,
+                achieved=a.achieved,
+                unit=a.unit,
+                met=a.met,
+            )
+            for stage in variant.lineage
+            for a in stage.achieved
+        ),
+        skipped=tuple(
+            records.SkippedRow(stage=stage.method, module=s.name, reason=s.reason)
+            for stage in variant.lineage
+            for s in stage.skipped
+        ),
+        pictures=_pictures(measured, shipped, measurements, variant),
+        latency=_latency(measured, shipped),
+        per_image=_per_image(measured, measurements),
+        environment=environment(),
+        notes=tuple(f"{stage.method}: {note}" for stage in variant.lineage for note in stage.notes),
+        recipe=(run.root / "recipe.yaml").read_text(encoding="utf-8"),
+    )
+    return page.write(report, run.root / "report.html")
+
+
+def mean_of(measurements: Sequence[Measurement], metric: str, of: str = "candidate") -> float | None:
+    """The mean of one metric to ground truth; None where it was not measured or is not a number."""
+    found = values_of(measurements, metric, of)
+    mean = statistics.fmean(found) if found else math.nan
+    return mean if math.isfinite(mean) else None
+
+
+def values_of(measurements: Sequence[Measurement], metric: str, of: str = "candidate") -> tuple[float, ...]:
+    """Per-image values of one metric to ground truth."""
+    for m in measurements:
+        if (m.metric, m.of, m.against) == (metric, of, "ground_truth"):
+            return m.values
+    return ()
+
+
+def _verdict_row(v: gates.Verdict) -> records.VerdictRow:
+    return records.VerdictRow(**asdict(v))
+
+
+def _facts(measured: Measured, shipped: Exported | None) -> tuple[records.Fact, ...]:
+    teacher, final = measured.stages[0], measured.final
+    facts = [
+        records.Fact(
+            label="Parameters", unit="parameters", reference=teacher.cost.parameters, variant=final.cost.parameters
+        ),
+        records.Fact(label="MACs per image", unit="MACs", reference=teacher.cost.macs, variant=final.cost.macs),
+    ]
+    if shipped:
+        sizes = shipped.sizes
+        facts.append(
+            records.Fact(
+                label=f"{shipped.format.upper()} file",
+                unit="bytes",
+                reference=sizes.reference_bytes,
+                variant=sizes.candidate_bytes,
+            )
+        )
+        facts.append(
+            records.Fact(
+                label=f"Latency, {shipped.latency.runtime}",
+                unit="ms",
+                reference=statistics.median(shipped.latency.reference_ms),
+                variant=statistics.median(shipped.latency.candidate_ms),
+            )
+        )
+    measurements = shipped.measurements if shipped else final.measurements
+    for metric, unit in (("psnr", "dB"), ("lpips", "")):
+        ours, theirs = mean_of(measurements, metric), mean_of(measurements, metric, "reference")
+        if ours is not None:
+            label = f"{metric.upper()} to ground truth"
+            facts.append(records.Fact(label=label, unit=unit, reference=theirs, variant=ours))
+    return tuple(facts)
+
+
+def _stage_row(stage: StageSummary) -> records.StageRow:
+    return records.StageRow(
+        method=stage.method,
+        config=stage.config,
+        seconds=stage.seconds,
+        cached=stage.cached,
+        parameters=stage.cost.parameters,
+        macs=stage.cost.macs,
+        bytes=stage.cost.weight_bytes,
+        psnr_db=mean_of(stage.measurements, "psnr"),
+        lpips=mean_of(stage.measurements, "lpips"),
+        latency_ms=None if stage.latency is None else statistics.median(stage.latency.candidate_ms),
+    )
+
+
+def _latency(measured: Measured, shipped: Exported | None) -> records.LatencySamples | None:
+    taken = shipped.latency if shipped else measured.final.latency
+    if taken is None:
+        return None
+    return records.LatencySamples(
+        reference_ms=taken.reference_ms,
+        candidate_ms=taken.candidate_ms,
+        ratio=taken.ratio,
+        low=taken.low,
+        high=taken.high,
+        noise_floor=taken.noise_floor,
+        host=taken.host,
+        runtime=taken.runtime,
+    )
+
+
+def _per_image(measured: Measured, measurements: Sequence[Measurement]) -> records.PerImage:
+    return records.PerImage(
+        names=measured.photographs.names,
+        reference_db=values_of(measurements, "psnr", "reference"),
+        candidate_db=values_of(measurements, "psnr"),
+    )
+
+
+def _pictures(
+    measured: Measured, shipped: Exported | None, measurements: Sequence[Measurement], variant: Variant
+) -> tuple[records.Picture, ...]:
+    """The photographs on which the variant lost least, a median amount, and most against the teacher."""
+    ours, theirs = values_of(measurements, "psnr"), values_of(measurements, "psnr", "reference")
+    drops = [(t - o) if math.isfinite(t - o) else math.inf for o, t in zip(ours, theirs, strict=True)]
+    order = sorted(range(len(drops)), key=lambda i: drops[i])
+    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    pictures = []
+    for why, i in chosen.items():
+        output = shipped.outputs[i : i + 1] if shipped else _decoded(variant, measured.photographs.inputs[i : i + 1])
+        pictures.append(
+            records.Picture(
+                name=measured.photographs.names[i],
+                why=why,
+                score=_score(ours[i], drops[i]),
+                original=pixels(measured.photographs.truth[i]),
+                reference=pixels(measured.photographs.reference[i]),
+                candidate=pixels(output[0]),
+            )
+        )
+    return tuple(pictures)
+
+
+def _score(psnr_db: float, drop_db: float) -> str:
+    side = "below" if drop_db >= 0 else "above"
+    return f"PSNR {psnr_db:.2f} dB, {abs(drop_db):.2f} dB {side} the reference"
+
+
+def _decoded(variant: Variant, inputs: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return variant.module(inputs)
+
+
+def pixels(image: torch.Tensor) -> np.ndarray:
+    """[3, h, w] in [0, 1] to uint8 [h, w, 3]; NaN becomes black, as a screen would show it."""
+    return (image.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

@@ -1,0 +1,60 @@
+"""A recipe's gates on something that already exists: a variant folder, a run, or an exported file."""
+
+from pathlib import Path
+
+from compress import evaluation
+from compress.components import load_variant
+from compress.errors import UserError
+from compress.export_stage import format_of, judge_file, teacher_file
+from compress.nn import cost
+from compress.plan import Plan
+from compress.records import Variant
+from compress.store import Store, default_root
+from eval import compare, gates
+
+
+def judge_path(path: Path, plan: Plan) -> tuple[gates.Verdict, ...]:
+    """Verdicts on whatever is at `path`, against the recipe's component on the recipe's photographs.
+
+    Raises:
+        UserError: nothing there that can be judged; says what can.
+    """
+    folder = path / "variant" if (path / "variant" / "arch.json").exists() else path
+    if not (folder / "arch.json").exists() and not path.is_file():
+        raise UserError(
+            f"{path}: nothing to judge; give a variant folder (arch.json), a run directory, or an exported file"
+        )
+    teacher = load_variant(plan.teacher, plan.recipe.component)
+    photographs = evaluation.prepare(plan, teacher.module, load_variant(plan.companion).module)
+    metrics = evaluation.image_metrics(evaluation.specs(plan.recipe.gates))
+    if path.is_file():
+        format_name = format_of(path)
+        reference = teacher_file(plan, Store(default_root()), format_name, teacher, photographs.inputs[:1])
+        of_teacher = evaluation.measure(photographs, photographs.reference, metrics, "ground_truth")
+        return judge_file(plan, path, reference, photographs, of_teacher).verdicts
+    variant = load_variant(folder)
+    of_teacher = evaluation.measure(photographs, photographs.reference, metrics, "ground_truth")
+    return _judge_variant(variant, teacher, plan, photographs, of_teacher)
+
+
+def _judge_variant(
+    variant: Variant,
+    teacher: Variant,
+    plan: Plan,
+    photographs: evaluation.Photographs,
+    of_teacher: tuple[compare.Measurement, ...],
+) -> tuple[gates.Verdict, ...]:
+    specs = evaluation.specs(plan.recipe.gates)
+    outputs = evaluation.run_in_batches(variant.module, photographs.inputs)
+    example = photographs.inputs[:1]
+    seconds, shape = evaluation.JUDGED_LATENCY_SECONDS, tuple(example.shape)
+    return gates.judge(
+        specs,
+        evaluation.complete(photographs, outputs, specs, of_teacher),
+        subject="variant",
+        latency=evaluation.torch_latency(teacher.module, variant.module, example, seconds),
+        sizes=gates.Sizes(
+            candidate_bytes=cost.measure(variant.module, [shape]).weight_bytes,
+            reference_bytes=cost.measure(teacher.module, [shape]).weight_bytes,
+        ),
+    )

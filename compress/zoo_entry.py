@@ -1,0 +1,118 @@
+"""A finished run as a zoo entry: what the pipeline leaves in the run directory, and how an entry is read from it."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from compress.errors import UserError
+from compress.evaluation import Measured
+from compress.export_stage import Exported
+from compress.files import read_json, write_atomically, write_json, write_tensors
+from compress.nn.qmodules import quantized
+from compress.plan import Plan
+from compress.records import Variant
+from compress.reporting import mean_of, pixels
+from compress.zoo import Entry, Sample
+
+SAMPLES = 2
+# Integer kernels of different processors round ties apart; float kernels only sum in another order.
+INTEGER_TOLERANCE = {"max_difference": 0.08, "min_psnr_db": 45.0}
+FLOAT_TOLERANCE = {"max_difference": 2 / 255, "min_psnr_db": 60.0}
+
+
+def write_entry_files(
+    plan: Plan, root: Path, variant: Variant, measured: Measured, exported: Sequence[Exported]
+) -> None:
+    """Leave in the run directory what a zoo entry needs besides the artifacts: samples, preview, facts."""
+    inputs = measured.photographs.inputs[:SAMPLES]
+    tolerance = INTEGER_TOLERANCE if quantized(variant.module) else FLOAT_TOLERANCE
+    samples = []
+    for item in exported:
+        name = f"{item.path.name}.safetensors"
+        write_tensors(root / "samples" / name, {"input": inputs, "output": item.outputs[:SAMPLES]})
+        samples.append({"file": item.path.name, "format": item.format, "tensors": name, **tolerance})
+    first = exported[0]
+    pairs = [torch.cat([measured.photographs.reference[i], first.outputs[i]], dim=2) for i in range(SAMPLES)]
+    _write_png(root / "samples" / "preview.png", torch.cat(pairs, dim=1))
+    write_json(root / "entry.json", {"schema": 1, "samples": samples, "facts": _facts(plan, measured, first)})
+
+
+def entry_from_run(root: Path) -> Entry:
+    """The zoo entry of a run that passed.
+
+    Raises:
+        UserError: no finished run, or one that failed its gates or exported nothing.
+    """
+    status = read_json(root / "status.json") if (root / "status.json").exists() else {}
+    if not (root / "entry.json").exists():
+        state = status.get("state", "missing")
+        raise UserError(
+            f"{root}: the run is {state} and has nothing for a zoo; only runs that passed and exported a file have"
+        )
+    described = read_json(root / "entry.json")
+    plan = read_json(root / "plan.json")
+    samples = []
+    for sample in described["samples"]:
+        tensors = _load(root / "samples" / sample["tensors"])
+        samples += [
+            Sample(
+                file=sample["file"],
+                format=sample["format"],
+                input=tensors["input"][i : i + 1],
+                output=tensors["output"][i : i + 1],
+                max_difference=sample["max_difference"],
+                min_psnr_db=sample["min_psnr_db"],
+            )
+            for i in range(len(tensors["input"]))
+        ]
+    verdicts: Sequence[Mapping[str, object]] = read_json(root / "verdicts.json")
+    return Entry(
+        name=plan["recipe"],
+        component=plan["component"],
+        files={s["file"]: root / "artifacts" / s["file"] for s in described["samples"]},
+        samples=tuple(samples),
+        recipe=(root / "recipe.yaml").read_text(encoding="utf-8"),
+        verdicts=tuple(verdicts),
+        facts=described["facts"],
+        preview_png=(root / "samples" / "preview.png").read_bytes(),
+    )
+
+
+def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | float | str]:
+    cost = measured.final.cost
+    facts: dict[str, int | float | str] = {
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "image_size": plan.recipe.data.evaluation.size,
+        "bytes": first.sizes.candidate_bytes,
+        "latency_ratio": round(first.latency.ratio, 4),
+        "latency_host": first.latency.host,
+        "latency_runtime": first.latency.runtime,
+        "variant_key": plan.variant_key,
+        "recipe_sha256": plan.digest,
+    }
+    for metric in ("psnr", "ssim", "lpips"):
+        ours, theirs = mean_of(first.measurements, metric), mean_of(first.measurements, metric, "reference")
+        if ours is not None and theirs is not None:
+            facts |= {f"{metric}_mean": round(ours, 4), f"{metric}_mean_of_teacher": round(theirs, 4)}
+    return facts
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _write_png(path: Path, image: torch.Tensor) -> None:
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.fromarray(pixels(image)).save(data, format="PNG", optimize=True)
+    write_atomically(path, lambda temporary: _write_bytes(temporary, data.getvalue()))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
