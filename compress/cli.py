@@ -29,6 +29,7 @@ def application() -> App:
         help="Turn each component of a latent-diffusion model into small, fast, gated variants for phones.",
         version=_version,
         version_flags=["--version"],
+        suppress_keyboard_interrupt=False,  # main says what to do next
     )
     for key, name in enumerate(COMMANDS):
         app.command(f"compress.commands:{name}", name=name, help=lines[name], sort_key=key)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for scripts.")]
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for scripts.")]
-
 
 def check(*recipes: str, as_json: Json = False) -> int:
     """Validate recipes without running anything; every mistake is listed with its line.
@@ -217,8 +215,8 @@ def methods(name: str | None = None, *, as_json: Json = False) -> int:
     console.print(f"{described.name}: {described.summary}", highlight=False)
     for label in ("source", "differs", "cost"):
         console.print(f"{label.capitalize()}: {getattr(described, label)}", highlight=False)
-    rows = [(o.name, o.type, "required" if o.default is None else o.default, o.help) for o in described.options]
-    console.print(drawing.table(("option", "type", "default", ""), rows))
+    options = [(o.name, o.type, "required" if o.default is None else o.default, o.help) for o in described.options]
+    console.print(drawing.table(("option", "type", "default", ""), options))
     return 0
 
 

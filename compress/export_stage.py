@@ -157,7 +157,7 @@ def _file(store: Store, item: PlannedExport, source: Source, example: torch.Tens
             "variant": source.key,
             "shape": list(example.shape),
             "metadata": metadata,
-            "code": code_digest(Path(exporter.__file__)),
+            "code": code_digest(Path(str(exporter.__file__))),
             "torch": torch.__version__,
         }
     )

@@ -35,7 +35,7 @@ def write_report(
         passed=all(v.passed for v in verdicts),
         verdicts=tuple(_verdict_row(v) for v in verdicts),
         facts=_facts(measured, shipped),
-        stages=tuple(_stage_row(s) for s in measured.stages),
+        stages=tuple(_stage_row(s, _teacher_ms(measured)) for s in measured.stages),
         lpips_net=next((m.net for m in measurements if m.metric == "lpips"), None),
         achieved=tuple(
             records.AchievedRow(
@@ -118,7 +118,15 @@ def _facts(measured: Measured, shipped: Exported | None) -> tuple[records.Fact, 
     return tuple(facts)
 
 
-def _stage_row(stage: StageSummary) -> records.StageRow:
+def _teacher_ms(measured: Measured) -> float | None:
+    """The teacher's median latency in torch, over all the pairs that it was part of."""
+    samples = [ms for stage in measured.stages if stage.latency for ms in stage.latency.reference_ms]
+    return statistics.median(samples) if samples else None
+
+
+def _stage_row(stage: StageSummary, teacher_ms: float | None) -> records.StageRow:
+    """A stage's latency is its paired ratio times the teacher's median, so that stages measured apart compare."""
+    ratio = 1.0 if stage.latency is None else stage.latency.ratio
     return records.StageRow(
         method=stage.method,
         config=stage.config,
@@ -129,7 +137,7 @@ def _stage_row(stage: StageSummary) -> records.StageRow:
         bytes=stage.cost.weight_bytes,
         psnr_db=mean_of(stage.measurements, "psnr"),
         lpips=mean_of(stage.measurements, "lpips"),
-        latency_ms=None if stage.latency is None else statistics.median(stage.latency.candidate_ms),
+        latency_ms=None if teacher_ms is None else ratio * teacher_ms,
     )
 
 

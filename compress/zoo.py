@@ -250,7 +250,7 @@ def _build(folder: Path, entry: Entry) -> None:
     if entry.preview_png:
         (folder / "samples" / "preview.png").write_bytes(entry.preview_png)
     card = _Card(
-        schema_version=SCHEMA,
+        schema_version=1,
         name=entry.name,
         component=entry.component,
         files=artifacts,

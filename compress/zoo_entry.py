@@ -9,7 +9,7 @@ import torch
 from compress.errors import UserError
 from compress.evaluation import Measured
 from compress.export_stage import Exported
-from compress.files import read_json, write_atomically, write_json, write_tensors
+from compress.files import read_json, write_bytes, write_json, write_tensors
 from compress.nn.qmodules import quantized
 from compress.plan import Plan
 from compress.records import Variant
@@ -111,8 +111,4 @@ def _write_png(path: Path, image: torch.Tensor) -> None:
 
     data = io.BytesIO()
     Image.fromarray(pixels(image)).save(data, format="PNG", optimize=True)
-    write_atomically(path, lambda temporary: _write_bytes(temporary, data.getvalue()))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+    write_bytes(path, data.getvalue())

@@ -51,7 +51,7 @@ class Verdict:
     net: str | None
     statistic: str
     of: Of
-    against: Against
+    against: Against | Literal["requested"]  # requested: a stage's promise, not a picture
     kind: Kind
     value: float | None
     limit: float

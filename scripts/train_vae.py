@@ -10,7 +10,6 @@ the phases that ask for it. `runs/vae/log.jsonl` has the PSNR on held-out photog
 
 import argparse
 import json
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -179,7 +178,7 @@ def make_optimizers(model: Autoencoder) -> tuple[Muon, torch.optim.AdamW]:
 def write_atomically(tensors: dict[str, torch.Tensor], path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def save_checkpoint(out: Path, step: int, model: nn.Module, average: nn.Module, optimizers: tuple) -> None:

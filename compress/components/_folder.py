@@ -8,18 +8,18 @@ import struct
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from compress.components._kinds import arch_from_json, arch_to_json, build, kind_of
+from compress.components._sidecars import read_lineage, read_quantization
 from compress.errors import UserError
 from compress.files import read_json, write_json, write_tensors
 from compress.nn.cost import Cost, measure
-from compress.nn.qmodules import apply_map, quantization_map
+from compress.nn.qmodules import apply_map, quantizable, quantization_map
 from compress.nn.surgery import replaced
-from compress.records import Achieved, Arch, Skipped, StageRecord, Variant
+from compress.records import Arch, Variant
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -76,19 +76,11 @@ def load_variant(folder: Path, component: str | None = None) -> Variant:
         UserError: a file is missing, truncated, of another architecture (tensors named), or holds NaN or Inf.
     """
     arch = read_arch(folder)
-    module = build(arch)
-    quantization = folder / "quantization.json"
-    if quantization.exists():
-        module = replaced(module, apply_map(module, read_json(quantization)["layers"]))
+    module = _quantized_shape(build(arch), folder / "quantization.json")
     _load_tensors(module, folder / "weights.safetensors")
-    lineage_file = folder / "lineage.json"
-    lineage = read_json(lineage_file) if lineage_file.exists() else {}
-    return Variant(
-        component=component or lineage.get("component", folder.name),
-        arch=arch,
-        module=module.requires_grad_(False).eval(),
-        lineage=tuple(_stage_from_json(s) for s in lineage.get("stages", [])),
-    )
+    lineage = folder / "lineage.json"
+    name, stages = read_lineage(lineage) if lineage.exists() else (folder.name, ())
+    return Variant(component=component or name, arch=arch, module=module.requires_grad_(False).eval(), lineage=stages)
 
 
 def save_variant(variant: Variant, folder: Path) -> None:
@@ -99,19 +91,19 @@ def save_variant(variant: Variant, folder: Path) -> None:
     layers = quantization_map(variant.module)
     if layers:
         write_json(folder / "quantization.json", {"schema": 1, "layers": layers})
+    else:
+        (folder / "quantization.json").unlink(missing_ok=True)
     stages = [asdict(stage) for stage in variant.lineage]
     write_json(folder / "lineage.json", {"schema": 1, "component": variant.component, "stages": stages})
 
 
-def _stage_from_json(data: dict[str, Any]) -> StageRecord:
-    return StageRecord(
-        method=data["method"],
-        config=data["config"],
-        key=data["key"],
-        achieved=tuple(Achieved(**a) for a in data["achieved"]),
-        skipped=tuple(Skipped(**s) for s in data["skipped"]),
-        notes=tuple(data["notes"]),
-    )
+def _quantized_shape(module: nn.Module, path: Path) -> nn.Module:
+    """The module with the quantized layers that a quantization.json names, where there is one."""
+    layers = read_quantization(path) if path.exists() else {}
+    unknown = [name for name in layers if name not in quantizable(module)]
+    if unknown:
+        raise UserError(f"{path} names layers that arch.json does not build: {', '.join(unknown)}")
+    return replaced(module, apply_map(module, layers))
 
 
 def _load_tensors(module: nn.Module, path: Path) -> None:
@@ -123,6 +115,11 @@ def _load_tensors(module: nn.Module, path: Path) -> None:
         f"{name} is {list(tensors[name].shape)} in the file, {list(t.shape)} in arch.json"
         for name, t in expected.items()
         if name in tensors and tensors[name].shape != t.shape
+    ]
+    problems += [
+        f"{name} is {tensors[name].dtype} in the file, {t.dtype} expected"
+        for name, t in expected.items()
+        if name in tensors and tensors[name].is_floating_point() != t.is_floating_point()
     ]
     problems += [
         f"{n} holds NaN or Inf" for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()
@@ -142,7 +139,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (SafetensorError, json.JSONDecodeError, struct.error, UnicodeDecodeError) as error:
+    except (SafetensorError, struct.error, ValueError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from error
 
 
@@ -153,10 +150,28 @@ def _check_length(path: Path) -> None:
         (header_bytes,) = struct.unpack("<Q", file.read(8))
         if header_bytes > size - 8:
             raise UserError(f"{path} is truncated: its header alone claims {header_bytes} bytes, the file has {size}")
-        header = json.loads(file.read(header_bytes))
-    promised = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+        promised = _end_of_data(json.loads(file.read(header_bytes)))
     if promised + header_bytes + 8 != size:
         raise UserError(
             f"{path} is truncated or damaged: {promised + header_bytes + 8} bytes promised, {size} there; "
             "copy or download it again"
         )
+
+
+def _end_of_data(header: object) -> int:
+    """Where a safetensors header says that its data ends.
+
+    Raises:
+        ValueError: it is no such header.
+    """
+    if not isinstance(header, dict):
+        raise ValueError("the header is not a JSON object")
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    ends = [0]
+    for name, entry in entries.items():
+        match entry:
+            case {"data_offsets": [int(), int(end)]}:
+                ends.append(end)
+            case _:
+                raise ValueError(f"the header's entry '{name}' has no data_offsets")
+    return max(ends)

@@ -47,11 +47,14 @@ def arch_from_json(data: Any, where: Path) -> Arch:
     """
     if not isinstance(data, dict) or data.get("schema") != 1 or not isinstance(data.get("kind"), str):
         raise UserError(f"{where}: not an architecture file; it needs schema: 1, kind and config")
-    config_type = kind_of(data["kind"]).config
     try:
-        config = TypeAdapter(config_type).validate_python(_tuples(data.get("config")))
+        config_type = kind_of(data["kind"]).config
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    try:
+        config: Any = TypeAdapter(config_type).validate_python(_tuples(data.get("config")))
     except ValidationError as error:
-        lines = [f"{where}: config.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        lines = [f"{where}: {'.'.join(map(str, ('config', *e['loc'])))}: {e['msg']}" for e in error.errors()]
         raise UserError("\n".join(lines)) from error
     unknown = _unknown_keys(data["config"], asdict(config))
     if unknown:

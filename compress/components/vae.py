@@ -43,10 +43,11 @@ def _check_levels(levels: tuple[Level, ...], norm_groups: int, latent_channels: 
     if len(levels) != 4 or any((level.step is None) != (i == 3) for i, level in enumerate(levels)):
         problems.append(f"{len(levels)} levels; an f8 autoencoder has 4, and only the last has step: null")
     for index, level in enumerate(levels):
+        normed = level.hidden or index == len(levels) - 1  # else nothing normalises the level's stream
         problems += [
             f"levels.{index}: {width} channels are not a multiple of {norm_groups} norm groups"
             for width in (level.width, *level.hidden)
-            if width < 1 or width % max(norm_groups, 1)
+            if width < 1 or (normed and width % max(norm_groups, 1))
         ]
         before = levels[index - 1].step
         if index and before != level.width:
@@ -225,7 +226,8 @@ def blocks(config: DecoderConfig | EncoderConfig) -> tuple[Block, ...]:
 def without_blocks(config: DecoderConfig, names: Sequence[str]) -> Removal:
     """The configuration without these ResNet blocks; those behind a removed block move up in its level."""
     gone = set(names)
-    levels, renamed = [], {}
+    levels: list[Level] = []
+    renamed: dict[str, str] = {}
     for i, level in enumerate(config.levels):
         kept = [j for j in range(len(level.hidden)) if f"levels.{i}.resnets.{j}" not in gone]
         levels.append(replace(level, hidden=tuple(level.hidden[j] for j in kept)))

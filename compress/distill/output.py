@@ -7,6 +7,7 @@ of PSNR; LPIPS to the teacher's image can be added.
 Cost: `steps` times one pass of the teacher and three of the student over `batch` crops.
 """
 
+import copy
 from typing import Literal
 
 import torch
@@ -48,8 +49,8 @@ def apply(stage: StageInput, config: Config) -> StageResult:
         raise UserError("distill.output trains float weights; put it before the quantize stage")
     student = build(stage.variant.arch)
     student.load_state_dict(stage.variant.module.state_dict())
-    student.requires_grad_(True).to(memory_format=torch.channels_last)
-    teacher = stage.teacher
+    channels_last(student.requires_grad_(True))
+    teacher = channels_last(copy.deepcopy(stage.teacher))
     bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and fast_bfloat16())
     lpips = _lpips(config)
 
@@ -63,7 +64,6 @@ def apply(stage: StageInput, config: Config) -> StageResult:
 
     schedule = Schedule(steps=config.steps, lr=config.lr, checkpoint_every=config.checkpoint_every)
     losses = train(student, loss, schedule, scratch=stage.scratch, progress=stage.progress)
-    student.to(memory_format=torch.contiguous_format)
     tail = losses[-max(1, len(losses) // 10) :]
     return StageResult(
         arch=stage.variant.arch,
@@ -80,6 +80,14 @@ def distance(image: torch.Tensor, target: torch.Tensor, lpips: nn.Module | None,
     error = (image - target).square().mean(dim=(1, 2, 3))
     loss = (error + ERROR_FLOOR).log().mean()
     return loss if lpips is None else loss + lpips_weight * lpips(target, image).mean()
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """The module itself, its convolutions' weights laid out as the fast kernels of CPUs want them."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 
 def fast_bfloat16() -> bool:

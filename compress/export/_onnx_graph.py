@@ -170,11 +170,11 @@ class Rewriter:
         transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB", 0))
         inputs = [self._on_grid(node.input[0], q.layer.input, f"{node.name}/input"), self._weight(name, q, transposed)]
         if q.bias is not None and addition is None:
-            inputs.append(self._bias(name, q))
+            inputs.append(self._bias(name, q, q.bias))
         node.input[:] = inputs
         self.nodes.append(node)
-        if addition is not None:
-            addition.input[:] = [node.output[0], self._bias(name, q)]
+        if addition is not None and q.bias is not None:
+            addition.input[:] = [node.output[0], self._bias(name, q, q.bias)]
             self.nodes.append(addition)
         last = node if addition is None else addition
         if q.layer.output is not None:
@@ -224,16 +224,16 @@ class Rewriter:
         self.written[name] = value
         return value
 
-    def _bias(self, name: str, q: QConv2d | QLinear) -> str:
+    def _bias(self, name: str, q: QConv2d | QLinear, bias: torch.Tensor) -> str:
         """Integers on the grid input scale * weight scale, as integer kernels add them; float without such a grid."""
         key = f"{name}.bias"
         if key in self.written:
             return self.written[key]
         if q.layer.input is None or isinstance(q.layer.granularity, PerGroup):
-            self.written[key] = self._tensor(key, q.bias)
+            self.written[key] = self._tensor(key, bias)
             return self.written[key]
         grid = q.scale * q.layer.input.scale
-        integers = (q.bias / grid).round().double().clamp(-(2**31), 2**31 - 1).to(torch.int32)
+        integers = (bias / grid).round().double().clamp(-(2**31), 2**31 - 1).to(torch.int32)
         scale = grid.reshape(()) if isinstance(q.layer.granularity, PerTensor) else grid
         values = [
             self._tensor(key, integers),

@@ -177,6 +177,8 @@ def _traced(module: nn.Module, example: torch.Tensor, config: Config) -> "ModelP
             dynamic_shapes=None if axes is None else (axes,),
             verbose=False,
         )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
     return program.model_proto
 
 

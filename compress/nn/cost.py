@@ -5,7 +5,7 @@ counted (as in the papers). Counted on the meta device, so a model of any size c
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +85,7 @@ def measure(module: nn.Module, input_shapes: Sequence[Sequence[int]]) -> Cost:
     macs: dict[str, int] = {}
     leaves = {n: m for n, m in ghost.named_modules() if not any(m.children()) or _parameters(m)}
 
-    def count(name: str):
+    def count(name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
         def hook(submodule: nn.Module, _: object, output: torch.Tensor) -> None:
             macs[name] = macs.get(name, 0) + _macs(submodule, output)
 

@@ -10,7 +10,7 @@ Source: the map-instead-of-pickle idea is optimum-quanto's `quantization_map`.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -40,6 +40,11 @@ class QuantizedLayer:
 
 class _Quantized(nn.Module):
     """Integers, scales and bias of one layer; the two subclasses add the operation."""
+
+    layer: QuantizedLayer
+    qdata: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor | None
 
     def __init__(self, layer: QuantizedLayer, weight: QuantizedWeight, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -75,9 +80,17 @@ class _Quantized(nn.Module):
 class QConv2d(_Quantized):
     """A 2-d convolution with integer weights; [n, c_in, h, w] to [n, c_out, h', w']."""
 
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
     def __init__(self, conv: nn.Conv2d, layer: QuantizedLayer, weight: QuantizedWeight) -> None:
         super().__init__(layer, weight, None if conv.bias is None else conv.bias.detach())
-        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.stride = cast("tuple[int, int]", conv.stride)
+        self.padding = cast("str | tuple[int, int]", conv.padding)
+        self.dilation = cast("tuple[int, int]", conv.dilation)
+        self.groups = conv.groups
 
     def operation(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from compress.nn.affine import dequantize
-from compress.nn.qmodules import QConv2d, quantized
+from compress.nn.qmodules import QConv2d, QLinear, quantized
 
 
 def twin(module: nn.Module) -> nn.Module:
@@ -44,15 +44,16 @@ def float_twin(module: nn.Module, *, effective_bias: bool = False) -> nn.Module:
     return replaced(module, {name: _float_layer(q, effective_bias) for name, q in quantized(module).items()})
 
 
-def _float_layer(q: nn.Module, effective_bias: bool) -> nn.Module:
+def _float_layer(q: QConv2d | QLinear, effective_bias: bool) -> nn.Module:
     weight = dequantize(q.quantized_weight)
     bias = q.effective_bias() if effective_bias else q.bias
     with torch.device("meta"):
         if isinstance(q, QConv2d):
-            layer: nn.Module = nn.Conv2d(
+            height, width = weight.shape[2:]
+            layer: nn.Conv2d | nn.Linear = nn.Conv2d(
                 weight.shape[1] * q.groups,
                 weight.shape[0],
-                weight.shape[2:],
+                (height, width),
                 stride=q.stride,
                 padding=q.padding,
                 dilation=q.dilation,

@@ -7,6 +7,7 @@ scored again after each removal, because two blocks that are each harmless need 
 Cost: (blocks + 1) * removals / 2 passes over the calibration inputs.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -33,7 +34,12 @@ class Config(Schema):
 
 
 def predict(prediction: Prediction, config: Config) -> Prediction:
-    """Bounds: the blocks with the most, and with the fewest, MACs go."""
+    """Bounds: the blocks with the most, and with the fewest, MACs go.
+
+    Raises:
+        UserError: too few blocks can go, or a keep pattern matches none.
+    """
+    _check_keep((prediction.smallest, prediction.largest), config)
 
     def without(arch: Arch, *, cheapest: bool) -> Arch:
         kind = kind_of(arch.kind)
@@ -53,6 +59,8 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     """Remove `config.blocks` blocks, greedily, scoring all that remain before each removal."""
     arch, state = stage.variant.arch, stage.variant.module.state_dict()
     kind = kind_of(arch.kind)
+    _check_keep((arch,), config)
+    _candidates(kind, arch, config)
     all_blocks = kind.blocks(arch.config)
     inputs = _central_crop(stage.inputs[: config.samples], config.latent_size)
     original = {b.name: b.name for b in all_blocks}  # today's name -> the name before any removal
@@ -65,11 +73,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
             scores = {}
             for index, name in enumerate(names):
                 stage.progress(done * len(all_blocks) + index, rounds * len(all_blocks), f"scoring {original[name]}")
-                removal = kind.without_blocks(arch.config, [name])
-                damage = _damage(
-                    Arch(kind=arch.kind, config=removal.config), rename(state, removal, name), inputs, target
-                )
-                scores[name] = damage / _macs_saved(kind, arch, name)
+                scores[name] = _damage(arch, state, name, inputs, target) / _macs_saved(kind, arch, name)
             victim = min(names, key=lambda name: scores[name])
             notes.append(f"removed {original[victim]}: squared error per GMAC saved {scores[victim] * 1e9:.3g}")
             removal = kind.without_blocks(arch.config, [victim])
@@ -91,7 +95,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
                 met=removed == config.blocks,
             ),
         ),
-        skipped=tuple(Skipped(name=b.name, reason=b.fixed) for b in all_blocks if b.fixed),
+        skipped=_left_alone(all_blocks, config),
         notes=tuple(notes),
     )
 
@@ -118,17 +122,30 @@ def _rename_blocks(original: dict[str, str], removal: Removal, block: str) -> di
 def _candidates(kind: Kind, arch: Arch, config: Config, original: dict[str, str] | None = None) -> list[Block]:
     """Blocks that may go; `keep` is matched against the names that the blocks had before any removal."""
     names = original or {}
-    kept = [
-        b
-        for b in kind.blocks(arch.config)
-        if b.fixed is None and not any(fnmatchcase(names.get(b.name, b.name), pattern) for pattern in config.keep)
-    ]
+    kept = [b for b in kind.blocks(arch.config) if b.fixed is None and not _is_kept(names.get(b.name, b.name), config)]
     if not kept or (original is None and len(kept) < config.blocks):
         raise UserError(
             f"prune.depth: blocks: {config.blocks} asked for, but only {len(kept)} can be removed "
             f"({', '.join(b.name for b in kept) or 'none'}); ask for fewer, or shorten keep"
         )
     return kept
+
+
+def _is_kept(name: str, config: Config) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in config.keep)
+
+
+def _check_keep(archs: Sequence[Arch], config: Config) -> None:
+    """Refuse a keep pattern that matches nothing: it would protect nothing without a word."""
+    names = list(dict.fromkeys(b.name for arch in archs for b in kind_of(arch.kind).blocks(arch.config)))
+    for pattern in config.keep:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"prune.depth: keep: '{pattern}' matches no block; blocks are {', '.join(names)}")
+
+
+def _left_alone(blocks: Sequence[Block], config: Config) -> tuple[Skipped, ...]:
+    reasons = {b.name: b.fixed or ("kept by the recipe" if _is_kept(b.name, config) else None) for b in blocks}
+    return tuple(Skipped(name=name, reason=reason) for name, reason in reasons.items() if reason)
 
 
 def _macs_saved(kind: Kind, arch: Arch, block: str) -> int:
@@ -140,9 +157,13 @@ def _macs_saved(kind: Kind, arch: Arch, block: str) -> int:
     return macs(arch.config) - macs(kind.without_blocks(arch.config, [block]).config)
 
 
-def _damage(arch: Arch, state: dict[str, torch.Tensor], inputs: torch.Tensor, target: torch.Tensor) -> float:
-    module = build(arch)
-    module.load_state_dict(state)
+def _damage(
+    arch: Arch, state: dict[str, torch.Tensor], block: str, inputs: torch.Tensor, target: torch.Tensor
+) -> float:
+    """Mean squared difference that the network without `block` makes."""
+    removal = kind_of(arch.kind).without_blocks(arch.config, [block])
+    module = build(Arch(kind=arch.kind, config=removal.config))
+    module.load_state_dict(rename(state, removal, block))
     return float((module(inputs) - target).square().mean())
 
 

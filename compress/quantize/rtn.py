@@ -81,13 +81,9 @@ def apply(stage: StageInput, config: Config) -> StageResult:
 
 
 def _granularity(config: Config) -> Granularity:
-    match config.granularity:
-        case "per_tensor":
-            return PerTensor()
-        case "per_channel":
-            return PerChannel()
-        case _:
-            return PerGroup(config.group_size)
+    if config.group_size is not None:
+        return PerGroup(config.group_size)
+    return PerTensor() if config.granularity == "per_tensor" else PerChannel()
 
 
 def _check_groups(layers: Mapping[str, nn.Conv2d | nn.Linear], config: Config) -> None:

@@ -11,12 +11,14 @@ from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
+from torch import nn
 
 from calibration import collect, observers
 from compress.components import kind_of
 from compress.nn.affine import (
     ActivationRange,
     PerChannel,
+    QuantizedWeight,
     absmax_scale,
     activation_range,
     clipped_scale,
@@ -29,6 +31,7 @@ from compress.records import Achieved, Needs, Prediction, StageInput, StageResul
 from compress.schema import Schema
 
 NEEDS = Needs.STATISTICS
+LARGEST_BIAS = 2.0**30  # of an integer bias: a power of two below the largest 32-bit integer
 
 
 class Config(Schema):
@@ -65,17 +68,14 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     swaps = {}
     for done, (name, layer) in enumerate(layers.items()):
         stage.progress(done + 1, len(layers) + 1, name)
-        weight = layer.weight.detach()
-        search = clipped_scale if config.clip else absmax_scale
-        scale = search(weight, bits=config.weight_bits, granularity=PerChannel())
-        rounded = round_to_scale(weight, scale, bits=config.weight_bits, granularity=PerChannel())
+        given = choose_range(stats[name].input, config)
         spec = QuantizedLayer(
             bits=config.weight_bits,
             granularity=PerChannel(),
-            input=choose_range(stats[name].input, config),
+            input=given,
             output=choose_range(stats[name].output, config),
         )
-        swaps[name] = quantize_layer(layer, spec, rounded)
+        swaps[name] = quantize_layer(layer, spec, quantize_weight(layer, given, config))
     result = replaced(module, swaps).requires_grad_(False).eval()
     return StageResult(
         arch=stage.variant.arch,
@@ -92,6 +92,20 @@ def apply(stage: StageInput, config: Config) -> StageResult:
         ),
         skipped=left_in_float(result, config.exclude),
     )
+
+
+def quantize_weight(layer: nn.Conv2d | nn.Linear, given: ActivationRange, config: Config) -> QuantizedWeight:
+    """The layer's weight, one scale per output channel, none so small that the integer bias would overflow.
+
+    The bias is a 32-bit integer on the grid of input scale times weight scale, so a channel whose weights are (almost)
+    nothing beside its bias needs a larger scale than its weights do.
+    """
+    weight = layer.weight.detach()
+    search = clipped_scale if config.clip else absmax_scale
+    scale = search(weight, bits=config.weight_bits, granularity=PerChannel())
+    if layer.bias is not None:
+        scale = scale.maximum(layer.bias.detach().abs() / (LARGEST_BIAS * given.scale))
+    return round_to_scale(weight, scale, bits=config.weight_bits, granularity=PerChannel())
 
 
 def choose_range(histogram: observers.Histogram, config: Config) -> ActivationRange:

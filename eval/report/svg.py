@@ -103,8 +103,10 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str, title: str) 
         y = y_of(tick)
         parts.append(f'<line class="grid" x1="0%" x2="100%" y1="{y:.1f}" y2="{y:.1f}"{_STROKE}/>')
         parts.append(_label("0%", y - 4, number(tick, _decimals(ys, 4)), kind="tick"))
-    for tick in ticks(*xs):
-        parts.append(_label(_x(tick, xs), bottom + 18, number(tick, _decimals(xs, 5)), anchor="middle", kind="tick"))
+    parts += [
+        _label(_x(tick, xs), bottom + 18, number(tick, _decimals(xs, 5)), anchor="middle", kind="tick")
+        for tick in ticks(*xs)
+    ]
     front = pareto_front(kept)
     for a, b in itertools.pairwise(front):
         parts.append(_front_line(_x(a.x, xs), _x(b.x, xs), y_of(a.y), y_of(a.y)))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.report import svg
-from eval.report.figures import NOT_MEASURED, change, exact, number, plus, quantity, scale, seconds
+from eval.report.figures import NOT_MEASURED, amount, change, exact, number, plus, quantity, scale, seconds
 from eval.report.records import AchievedRow, Fact, StageRow, VerdictRow
 
 _ACRONYMS = ("psnr", "ssim", "lpips", "sqnr")
@@ -142,19 +142,23 @@ def stage_table(rows: Sequence[StageRow], lpips_net: str | None) -> StageTable:
 
 def stage_scatter(rows: Sequence[StageRow]) -> str:
     """Quality against size as SVG, marks numbered like the table's rows; "" with fewer than two such rows."""
-    known = [(i, row) for i, row in enumerate(rows) if row.bytes is not None and row.psnr_db is not None]
+    known = [
+        (i, row, row.bytes, row.psnr_db)
+        for i, row in enumerate(rows)
+        if row.bytes is not None and row.psnr_db is not None
+    ]
     if len(known) < 2:
         return ""
-    divisor, suffix = scale([row.bytes for _, row in known], "bytes")
+    divisor, suffix = scale([size for _, _, size, _ in known], "bytes")
     points = [
         svg.Point(
-            x=row.bytes / divisor,
-            y=row.psnr_db,
+            x=size / divisor,
+            y=psnr_db,
             mark=str(i),
-            label=f"{i} {row.method}: {quantity(row.bytes, 'bytes')}, {quantity(row.psnr_db, 'dB')}",
+            label=f"{i} {row.method}: {quantity(size, 'bytes')}, {quantity(psnr_db, 'dB')}",
             tone="variant" if i else "reference",
         )
-        for i, row in known
+        for i, row, size, psnr_db in known
     ]
     return svg.scatter(
         points,
@@ -187,7 +191,9 @@ def _verdict_value(row: VerdictRow) -> Cell:
 
 
 def _measured(row: VerdictRow, value: float | None) -> str:
-    """Write a value in the gate's own unit; a ratio has none."""
+    """Write a value in the gate's own unit; a ratio has none, and what a stage achieved is a count."""
+    if row.metric == "achieved":
+        return amount(value)
     return number(value, 3) if row.kind == "max_ratio" else quantity(value, row.unit)
 
 

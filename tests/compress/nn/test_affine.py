@@ -195,7 +195,9 @@ def test_a_constant_activation_keeps_its_value_on_a_finite_grid(constant):
     assert got == pytest.approx(constant, rel=1e-6, abs=1e-18)
 
 
-@pytest.mark.parametrize("low, high", [(math.nan, 1.0), (0.0, math.nan), (0.0, math.inf), (-math.inf, 0.0), (1.0, -1.0)])
+@pytest.mark.parametrize(
+    "low, high", [(math.nan, 1.0), (0.0, math.nan), (0.0, math.inf), (-math.inf, 0.0), (1.0, -1.0)]
+)
 def test_a_range_that_is_none_is_refused(low, high):
     with pytest.raises(ValueError, match="not a finite interval"):
         activation_range(low, high)

@@ -50,9 +50,7 @@ def layer_and_input(kind):
 def twin_of(layer, granularity, bits=8, given=None, made=None):
     scale = absmax_scale(layer.weight, bits=bits, granularity=granularity)
     weight = round_to_scale(layer.weight, scale, bits=bits, granularity=granularity)
-    return quantize_layer(
-        layer, QuantizedLayer(bits=bits, granularity=granularity, input=given, output=made), weight
-    )
+    return quantize_layer(layer, QuantizedLayer(bits=bits, granularity=granularity, input=given, output=made), weight)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -83,7 +81,6 @@ def test_equals_an_integer_kernel(kind, granularity):
         real = sums * grid.reshape(1, -1, 1, 1)
     else:
         real = functional.linear(codes, weight, bias) * grid
-    assert torch.equal(sums.frac(), torch.zeros_like(sums)) if isinstance(layer, nn.Conv2d) else True
     expected = ((real / made.scale).round() + made.zero_point).clamp(0, 255) - made.zero_point
     got = (twin(x) / made.scale).round().double()
     off = (got - expected).abs()

@@ -74,7 +74,9 @@ def test_a_float_twin_computes_the_same_without_quantized_layers():
 def test_a_float_twin_keeps_shapes_of_every_layer_and_can_round_the_bias(bias):
     grid = activation_range(-2.0, 2.0)
     network = nn.Sequential(
-        nn.Conv2d(4, 6, (3, 1), stride=(2, 1), padding=(1, 0), groups=2, bias=bias), nn.Flatten(), nn.Linear(48, 5, bias=bias)
+        nn.Conv2d(4, 6, (3, 1), stride=(2, 1), padding=(1, 0), groups=2, bias=bias),
+        nn.Flatten(),
+        nn.Linear(48, 5, bias=bias),
     ).requires_grad_(False)
     variant = replaced(network, {name: quantized_twin(network.get_submodule(name), grid) for name in ("0", "2")})
     rounded, exact = float_twin(variant, effective_bias=True), float_twin(variant)

@@ -1,0 +1,52 @@
+"""Write the numbers of a finished run into README.md, between its two markers.
+
+python scripts/readme_table.py .demo/run
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- numbers of make demo: start -->", "<!-- numbers of make demo: end -->"
+
+
+def table(run: Path) -> str:
+    facts = json.loads((run / "entry.json").read_text())["facts"]
+    verdicts = json.loads((run / "verdicts.json").read_text())
+    plan = json.loads((run / "plan.json").read_text())
+    seconds = sum(event.get("seconds", 0) for event in map(json.loads, (run / "events.jsonl").read_text().splitlines()))
+    reference = plan["reference"]
+    sizes = next(v for v in verdicts if v["metric"] == "size" and v["subject"] == "onnx")
+    rows = [
+        ("parameters", f"{reference['parameters']['low']:,}", f"{facts['parameters']:,}"),
+        ("MACs per image", f"{reference['macs']['low'] / 1e9:.2f} G", f"{facts['macs'] / 1e9:.2f} G"),
+        ("ONNX file", f"{facts['bytes'] / sizes['value'] / 1e6:.2f} MB", f"{facts['bytes'] / 1e6:.2f} MB"),
+        ("latency in ONNX Runtime", "1", f"{facts['latency_ratio']:.2f}"),
+        ("PSNR to the photographs, mean", f"{facts['psnr_mean_of_teacher']:.2f} dB", f"{facts['psnr_mean']:.2f} dB"),
+        ("SSIM, mean", f"{facts['ssim_mean_of_teacher']:.3f}", f"{facts['ssim_mean']:.3f}"),
+        ("LPIPS (st-alex), mean", f"{facts['lpips_mean_of_teacher']:.3f}", f"{facts['lpips_mean']:.3f}"),
+    ]
+    lines = [
+        f"| `{plan['component']}`, {facts['image_size']} px | teacher, float32 | `{plan['recipe']}`, int8 |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {name} | {before} | {after} |" for name, before, after in rows]
+    lines.append("")
+    lines.append(
+        f"{sum(v['passed'] for v in verdicts)} of {len(verdicts)} gates passed; {seconds:.0f} s on {facts['latency_host']}. "
+        "A host's latency is not a phone's."
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    block = f"{START}\n{table(Path(sys.argv[1]))}\n{END}"
+    readme.write_text(re.sub(f"{re.escape(START)}.*{re.escape(END)}", lambda _: block, text, flags=re.S))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Integer weights and measured activation ranges: what is covered, how close it stays, and the hard cases."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from compress.errors import UserError
+from compress.nn.affine import PerChannel, dequantize
+from compress.nn.qmodules import quantizable, quantized
+from compress.quantize import static
+from compress.records import Prediction
+
+CONVOLUTIONS = quantizable(tiny.decoder().module)
+
+
+def quantize(tmp_path, variant=None, inputs=None, **config):
+    return static.apply(tiny.stage_input(tmp_path, variant, inputs=inputs), static.Config(**config))
+
+
+def sqnr_db(reference, module, x):
+    expected = reference(x)
+    error = module(x) - expected
+    return float(10 * torch.log10((expected - expected.mean()).square().sum() / error.square().sum()))
+
+
+def seen_by(module, name, x):
+    """What goes into and comes out of one layer."""
+    seen = {}
+    handle = module.get_submodule(name).register_forward_hook(lambda part, args, out: seen.update(x=args[0], y=out))
+    module(x)
+    handle.remove()
+    return seen["x"], seen["y"]
+
+
+@pytest.mark.parametrize("observer", ["min_max", "percentile", "mse"])
+def test_every_convolution_gets_weights_and_both_ranges(tmp_path, observer):
+    result = quantize(tmp_path, observer=observer)
+    layers = quantized(result.module)
+    assert set(layers) == set(CONVOLUTIONS)
+    for layer in layers.values():
+        assert layer.layer.input and layer.layer.output and layer.layer.granularity == PerChannel()
+    assert [(a.requested, a.achieved, a.met) for a in result.achieved][1] == (len(layers), len(layers), True)
+    assert result.achieved[0].met and result.achieved[0].what == "weights at 8 bits"
+    assert {s.name for s in result.skipped}.isdisjoint(layers) and len(result.skipped) == 13
+
+
+def test_eight_bits_stay_close_on_inputs_that_were_not_measured(tmp_path):
+    """Floors some dB below what the tiny decoder gives (36 dB with its own inputs)."""
+    result, x = quantize(tmp_path), tiny.latents(seed=77)
+    assert sqnr_db(tiny.decoder().module, result.module, x) > 28
+    four = quantize(tmp_path, weight_bits=4)
+    assert 8 < sqnr_db(tiny.decoder().module, four.module, x) < 28
+
+
+def test_min_max_ranges_are_what_the_layers_saw(tmp_path):
+    result, x = quantize(tmp_path, observer="min_max"), tiny.latents()
+    for name in ("conv_in", "levels.1.step.conv", "levels.3.resnets.0.conv2", "conv_out", "linear"):
+        for tensor, grid in zip(
+            seen_by(tiny.decoder().module, name, x),
+            (quantized(result.module)[name].layer.input, quantized(result.module)[name].layer.output),
+            strict=True,
+        ):
+            low, high = min(0.0, float(tensor.min())), max(0.0, float(tensor.max()))
+            assert grid.scale == pytest.approx((high - low) / 255, rel=1e-5), name
+            assert abs(grid.zero_point + low / grid.scale) <= 0.51, name
+
+
+@pytest.mark.parametrize("observer", ["min_max", "mse"])
+def test_every_output_lies_on_its_grid(tmp_path, observer):
+    result = quantize(tmp_path, observer=observer)
+    for name, layer in quantized(result.module).items():
+        _, y = seen_by(result.module, name, 3 * tiny.latents())  # beyond what was measured
+        grid = layer.layer.output
+        codes = y / grid.scale + grid.zero_point
+        assert codes.min() >= -1e-3 and codes.max() <= 255.001, name
+        assert (codes - codes.round()).abs().max() < 1e-2, name
+
+
+def test_the_batch_does_not_change_a_bit(tmp_path):
+    one, all_ = quantize(tmp_path, batch=1), quantize(tmp_path, batch=4)
+    for name, layer in quantized(one.module).items():
+        other = quantized(all_.module)[name]
+        assert torch.equal(layer.qdata, other.qdata)
+        assert layer.layer.input.scale == pytest.approx(other.layer.input.scale, rel=1e-3)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-12])
+def test_a_dead_channel_keeps_its_bias(tmp_path, weight):
+    """Its scale must leave room for the bias, which an integer kernel holds in 32 bits."""
+    variant = tiny.decoder()
+    variant.module.conv_in.weight[3] = weight
+    variant.module.conv_in.bias[3] = 0.75
+    layer = quantized(quantize(tmp_path, variant).module)["conv_in"]
+    assert layer.scale.isfinite().all() and (layer.scale > 0).all()
+    assert float(layer.effective_bias()[3]) == pytest.approx(0.75, rel=1e-6)
+    codes = (layer.effective_bias().double() / (layer.scale.double() * layer.layer.input.scale)).round()
+    assert codes.abs().max() < 2**31
+    assert dequantize(layer.quantized_weight)[3].abs().max() <= 1e-11
+    x = tiny.latents()
+    assert sqnr_db(variant.module, quantize(tmp_path, variant).module, x) > 28
+
+
+def test_an_activation_that_never_changes(tmp_path):
+    """A convolution whose output is one constant keeps a finite grid, and the picture."""
+    variant = tiny.decoder()
+    variant.module.linear.weight.zero_()
+    variant.module.linear.bias.fill_(0.1)
+    result = quantize(tmp_path, variant)
+    grid = quantized(result.module)["linear"].layer.output
+    assert pytest.approx((255 - grid.zero_point) * grid.scale, rel=1e-4) == 0.1
+    assert sqnr_db(variant.module, result.module, tiny.latents()) > 28
+
+
+def test_inputs_that_are_all_zero(tmp_path):
+    result = quantize(tmp_path, inputs=torch.zeros(2, 8, 8, 8))
+    assert result.module(torch.zeros(1, 8, 8, 8)).isfinite().all()
+
+
+def test_inputs_that_are_no_numbers_are_refused(tmp_path):
+    inputs = tiny.latents()
+    inputs[1, 2, 3, 4] = float("nan")
+    with pytest.raises(ValueError, match="'conv_in' holds NaN or infinity"):
+        quantize(tmp_path, inputs=inputs)
+
+
+def test_what_is_excluded_stays_in_float_and_is_named(tmp_path):
+    result = quantize(tmp_path, exclude=("linear", "*.conv1"))
+    left = {n for n in CONVOLUTIONS if n == "linear" or n.endswith(".conv1")}
+    assert set(quantized(result.module)) == set(CONVOLUTIONS) - left
+    assert left == {s.name for s in result.skipped if s.reason == "excluded by the recipe"}
+    assert [a.met for a in result.achieved] == [True, True]
+
+
+@pytest.mark.parametrize("plan", [True, False])
+def test_a_pattern_that_matches_nothing(tmp_path, plan):
+    config, arch = static.Config(exclude=("nothing*",)), tiny.decoder().arch
+    with pytest.raises(UserError, match=r"exclude: 'nothing\*' matches no layer"):
+        if plan:
+            static.predict(Prediction(smallest=arch, largest=arch), config)
+        else:
+            static.apply(tiny.stage_input(tmp_path), config)
+
+
+def test_a_quantized_variant_is_not_quantized_again(tmp_path):
+    once = quantize(tmp_path)
+    with pytest.raises(UserError, match="quantized already"):
+        quantize(tmp_path, replace(tiny.decoder(), module=once.module))

@@ -1,0 +1,83 @@
+"""A decoder and an encoder of some 20,000 weights, seeded and alive, and what a stage is given with them."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compress.components import build, vae
+from compress.records import Arch, StageInput, Variant
+
+WIDTHS = (16, 16, 8, 8)
+HIDDEN = ((16, 16), (16,), (8, 8), (8,))
+
+
+def levels(widths: tuple[int, ...], hidden: tuple[tuple[int, ...], ...]) -> tuple[vae.Level, ...]:
+    steps = (*widths[1:], None)
+    return tuple(vae.Level(width=w, hidden=h, step=s) for w, h, s in zip(widths, hidden, steps, strict=True))
+
+
+DECODER = vae.DecoderConfig(latent_channels=8, levels=levels(WIDTHS, HIDDEN), norm_groups=4, linear_path=True)
+ENCODER = vae.EncoderConfig(
+    latent_channels=8, levels=levels(WIDTHS[::-1], HIDDEN[::-1]), norm_groups=4, linear_path=True
+)
+
+
+def decoder(seed: int = 0, config: vae.DecoderConfig = DECODER) -> Variant:
+    """Latents of standard deviation 1 become images around 0.5, hardly any pixel of which is clamped."""
+    module = _seeded(build(Arch(kind="vae.decoder", config=config)), seed)
+    state = module.state_dict()
+    state["conv_out.weight"] *= 0.12
+    state["conv_out.bias"] += 0.5
+    state["linear.weight"] *= 0.06
+    module.load_state_dict(state)
+    return Variant(component="tiny/decoder", arch=Arch(kind="vae.decoder", config=config), module=module)
+
+
+def encoder(seed: int = 0) -> Variant:
+    arch = Arch(kind="vae.encoder", config=ENCODER)
+    return Variant(component="tiny/encoder", arch=arch, module=_seeded(build(arch), seed))
+
+
+def latents(count: int = 4, size: int = 8, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 8, size, size, generator=torch.Generator().manual_seed(1000 + seed))
+
+
+def sample(step: int, batch: int, pixels: int) -> torch.Tensor:
+    return latents(batch, pixels // vae.PATCH, seed=step)
+
+
+def stage_input(
+    scratch: Path,
+    variant: Variant | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    inputs: torch.Tensor | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+) -> StageInput:
+    return StageInput(
+        variant=variant or decoder(),
+        teacher=teacher or decoder().module,
+        inputs=latents() if inputs is None else inputs,
+        sample=sample,
+        seed=seed,
+        scratch=scratch,
+        progress=progress,
+    )
+
+
+def _seeded(module: nn.Module, seed: int) -> nn.Module:
+    """Weights of gain 1, norms near 1, small biases: every layer alive, nothing zero."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, tensor in module.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.dim() > 1:
+            state[name] = noise / math.sqrt(tensor[0].numel())
+        else:
+            state[name] = 0.1 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    module.load_state_dict(state)
+    return module.requires_grad_(False).eval()
