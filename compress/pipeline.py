@@ -72,15 +72,9 @@ def run_plan(plan: Plan, *, store: Store, out: Path, zoo: Path, emit: Emit, reci
         emit(Event(kind="cached", name="gates, files and report", text=str(out)))
         return _outcome_on_disk(run, plan, zoo)
     _refuse_taken_name(plan, zoo)
+    teacher, companion = load_variant(plan.teacher, plan.recipe.component), load_variant(plan.companion)
     run.begin(digest=plan.digest, key=plan.variant_key, recipe_text=recipe_text, plan=plan.to_json())
-    job = Job(
-        plan=plan,
-        store=store,
-        run=run,
-        teacher=load_variant(plan.teacher, plan.recipe.component),
-        companion=load_variant(plan.companion).module,
-        tell=run.noting(emit),
-    )
+    job = Job(plan=plan, store=store, run=run, teacher=teacher, companion=companion.module, tell=run.noting(emit))
     ran = _run_stages(job)
     variant = ran[-1].variant
     save_variant(variant, run.root / "variant")

@@ -42,9 +42,16 @@ class RunFolder:
 
     @property
     def status(self) -> Mapping[str, Any]:
-        """What status.json says; empty before the first run."""
+        """What status.json says; empty before the first run.
+
+        Raises:
+            UserError: it says nothing that a run would have written.
+        """
         path = self.root / "status.json"
-        return read_json(path) if path.exists() else {}
+        status = read_json(path) if path.exists() else {}
+        if not isinstance(status, dict):
+            raise UserError(f"{path} is not the status of a run; choose another --out, or delete {self.root}")
+        return status
 
     def begin(self, *, digest: str, key: str, recipe_text: str, plan: Mapping[str, Any]) -> None:
         """Claim the folder for a recipe.

@@ -4,7 +4,6 @@ A key is the SHA-256 of everything that can change the result: method, validated
 code of the method and of every room below it, and the torch version. A failure leaves nothing behind.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -75,7 +74,7 @@ class Store:
             temporary.chmod(0o755)
             temporary.rename(folder)
         except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            if not folder.is_dir():  # else somebody was faster
                 raise UserError(
                     f"cannot write the store {self.root}: {error.strerror}; set MDCOMPRESS_CACHE"
                 ) from error

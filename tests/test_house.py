@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,6 +145,11 @@ def test_importing_every_module_does_nothing() -> None:
     found = json.loads(result.stdout)
     assert found["names"] >= len([path for path in MODULES if path.name != "__init__.py"])
     assert {key: found[key] for key in ("done", "changed", "heavy")} == {"done": [], "changed": [], "heavy": []}
+
+
+def test_a_test_that_used_the_network_would_fail() -> None:
+    with socket.socket() as line, pytest.raises(pytest.fail.Exception, match="the network was used"):
+        line.connect(("192.0.2.1", 80))
 
 
 # ------------------------------------------------------------------------------------------------------------ files

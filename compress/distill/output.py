@@ -64,10 +64,12 @@ def apply(stage: StageInput, config: Config) -> StageResult:
 
     schedule = Schedule(steps=config.steps, lr=config.lr, checkpoint_every=config.checkpoint_every)
     losses = train(student, loss, schedule, scratch=stage.scratch, progress=stage.progress)
+    trained = build(stage.variant.arch)  # in the plain memory layout that a reader of the saved weights has
+    trained.load_state_dict(student.state_dict())
     tail = losses[-max(1, len(losses) // 10) :]
     return StageResult(
         arch=stage.variant.arch,
-        module=student.requires_grad_(False).eval(),
+        module=trained.requires_grad_(False).eval(),
         achieved=(
             Achieved(what="training steps", requested=config.steps, achieved=config.steps, unit="steps", met=True),
         ),

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -466,6 +467,15 @@ class TestCommandLine:
         options = [row for row in rows if row.startswith("--") and not row.startswith("--help")]
         assert len(options) <= 6
         assert all("  " in row for row in rows), "an option without an explanation"
+
+    def test_a_reader_that_has_seen_enough_is_no_error(self) -> None:
+        command = [sys.executable, "-c", "from compress.cli import entry; entry()", "schema"]
+        root = Path(pipeline.__file__).parents[1]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, cwd=root, text=True, **pipes) as process:
+            process.stdout.close()  # as `| head` does
+            assert process.stderr.read() == ""
+        assert process.returncode == 141
 
     def test_what_scripts_read_is_called_json(self, run: Run) -> None:
         for command in ("check", "plan", "run", "gate", "report", "methods", "doctor"):

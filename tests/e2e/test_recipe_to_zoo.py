@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from compress import evaluation, pipeline
 from compress.cli import main
+from compress.distill import _loop
 
 pytest.importorskip("onnx", reason="extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="extra onnx is not installed")
@@ -203,11 +205,19 @@ def test_a_run_that_is_killed_in_distillation_ends_with_the_same_bytes(place: Pl
         run.kill()
         assert run.wait() == -signal.SIGKILL
     assert read(tmp_path / "killed" / "status.json")["state"] == "running"
-    assert not list((tmp_path / "killed").glob("variant"))
+    assert not (tmp_path / "killed" / "variant").exists()
+    (written,) = (tmp_path / "store").glob("unfinished/*/checkpoint.safetensors")
+    done = len(load_file(written)["losses"])
+    assert 0 < done < 80
 
+    steps: list[int] = []
+    rate = _loop.Schedule.lr_at
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MDCOMPRESS_CACHE", str(tmp_path / "store"))
+        patch.setattr(_loop.Schedule, "lr_at", lambda self, step: steps.append(step) or rate(self, step))
         assert main(place.arguments(recipe, tmp_path / "killed")) == 0
+    assert steps == list(range(done, 80))
+    assert not written.exists()
     assert events(tmp_path / "killed", "cached") == ["1/4 prune.depth", "2/4 prune.width"]
     assert contents(tmp_path / "killed" / "variant") == contents(tmp_path / "whole" / "variant")
 

@@ -1,0 +1,165 @@
+"""A plan's keys change with what changes the result, and with nothing else; its figures come from the architecture."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from compress.components import build, save_variant
+from compress.errors import UserError
+from compress.nn import cost
+from compress.plan import make_plan, with_images
+from compress.recipe import read_recipe
+
+RECIPE = """schema: 1
+name: decoder/tiny
+component: tiny/decoder
+seed: 0
+data:
+  calibration: {{source: {photographs}, count: 2, size: 64}}
+  evaluation: {{source: {photographs}, count: 2, size: 64}}
+stages:
+  - {{method: prune.depth, blocks: 1}}
+  - {{method: prune.width, ratio: 0.5, round_to: 4}}
+  - {{method: distill.output, steps: 2}}
+  - {{method: quantize.static}}
+gates:
+  - {{metric: psnr, against: reference, statistic: mean, max_drop: 3.0}}
+"""
+
+
+def photographs(folder, seed=0):
+    """Noise enough that both splits get some."""
+    folder.mkdir()
+    generator = np.random.default_rng(seed)
+    for number in range(24):
+        pixels = generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan")
+    save_variant(tiny.decoder(), folder / "checkpoint" / "decoder")
+    save_variant(tiny.encoder(), folder / "checkpoint" / "encoder")
+    photographs(folder / "photographs")
+    (folder / "tiny.yaml").write_text(RECIPE.format(photographs=folder / "photographs"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(made):
+    return read_recipe(made / "tiny.yaml")
+
+
+@pytest.fixture(scope="module")
+def plan(made, recipe):
+    return make_plan(recipe, checkpoint=made / "checkpoint")
+
+
+def keys(plan):
+    return [stage.key for stage in plan.stages]
+
+
+def changed(plan, other):
+    """Which stages have another key, as a row of 0 and 1."""
+    return [int(a != b) for a, b in zip(keys(plan), keys(other), strict=True)]
+
+
+def with_stage(recipe, index, **update):
+    stage = recipe.stages[index]
+    config = type(stage.config)(**stage.config.model_dump() | update)
+    return replace(recipe, stages=(*recipe.stages[:index], replace(stage, config=config), *recipe.stages[index + 1 :]))
+
+
+def test_the_same_recipe_has_the_same_keys(plan, made):
+    again = make_plan(read_recipe(made / "tiny.yaml"), checkpoint=made / "checkpoint")
+    assert again == plan and len(set(keys(plan))) == 4
+    assert plan.variant_key == keys(plan)[-1] and all(len(key) == 64 for key in keys(plan))
+
+
+def test_a_changed_stage_changes_itself_and_all_behind_it(plan, made, recipe):
+    for index, update in ((0, {"blocks": 2}), (1, {"ratio": 0.25}), (2, {"steps": 3}), (3, {"clip": False})):
+        other = make_plan(with_stage(recipe, index, **update), checkpoint=made / "checkpoint")
+        assert changed(plan, other) == [0] * index + [1] * (4 - index)
+        assert other.digest != plan.digest
+
+
+def test_the_seed_counts(plan, made, recipe):
+    other = make_plan(replace(recipe, seed=1), checkpoint=made / "checkpoint")
+    assert changed(plan, other) == [1, 1, 1, 1] and other.teacher_key == plan.teacher_key
+
+
+def test_a_name_and_gates_change_no_result(plan, made, recipe):
+    other = make_plan(replace(recipe, name="decoder/other", gates=()), checkpoint=made / "checkpoint")
+    assert keys(other) == keys(plan) and other.digest != plan.digest
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
+def test_one_other_weight_is_another_teacher(plan, made, recipe, tmp_path, part):
+    save_variant(tiny.decoder(), tmp_path / "decoder")
+    save_variant(tiny.encoder(), tmp_path / "encoder")
+    same = make_plan(recipe, checkpoint=tmp_path)
+    assert keys(same) == keys(plan)  # wherever the folder lies
+    tensors = load_file(tmp_path / part / "weights.safetensors")
+    tensors["conv_in.bias"][0] += 1e-3
+    save_file(tensors, tmp_path / part / "weights.safetensors")
+    other = make_plan(recipe, checkpoint=tmp_path)
+    assert other.teacher_key != plan.teacher_key and changed(plan, other) == [1, 1, 1, 1]
+
+
+def test_other_photographs_are_other_data(plan, made, recipe, tmp_path):
+    other = make_plan(with_images(recipe, photographs(tmp_path / "others", seed=1)), checkpoint=made / "checkpoint")
+    assert other.calibration_digest != plan.calibration_digest
+    assert other.evaluation_digest != plan.evaluation_digest
+    assert changed(plan, other) == [1, 1, 1, 1]
+    same = make_plan(with_images(recipe, photographs(tmp_path / "copies")), checkpoint=made / "checkpoint")
+    assert keys(same) == keys(plan)  # the pixels count, not the place
+
+
+def test_a_stage_that_looks_at_no_data_has_one_key_for_all(made, recipe, tmp_path):
+    alone = replace(recipe, stages=recipe.stages[1:2])
+    plan = make_plan(alone, checkpoint=made / "checkpoint")
+    others = replace(with_images(alone, photographs(tmp_path / "others", seed=1)), seed=5)
+    assert keys(make_plan(others, checkpoint=made / "checkpoint")) == keys(plan)
+
+
+def test_the_reference_is_forecast_exactly(plan):
+    whole = cost.measure(build(tiny.decoder().arch), [(1, 8, 8, 8)])
+    for span, value in (
+        (plan.reference.parameters, whole.parameters),
+        (plan.reference.macs, whole.macs),
+        (plan.reference.weight_bytes, whole.weight_bytes),
+    ):
+        assert (span.low, span.high) == (value, value)
+
+
+def test_each_stage_is_forecast_from_the_one_before(plan):
+    depth, width, distill, static = (stage.forecast for stage in plan.stages)
+    assert depth.macs.low < depth.macs.high < plan.reference.macs.low
+    assert width.macs.high < depth.macs.low / 2
+    assert distill == width and static.macs == width.macs
+    assert static.weight_bytes.high < width.weight_bytes.low / 2.5
+
+
+def test_what_cannot_be_done_is_said_before_anything_runs(made, recipe):
+    with pytest.raises(UserError, match="only 6 can be removed"):
+        make_plan(with_stage(recipe, 0, blocks=7), checkpoint=made / "checkpoint")
+    with pytest.raises(UserError, match="leaves no channel"):
+        make_plan(with_stage(recipe, 1, ratio=0.99), checkpoint=made / "checkpoint")
+    with pytest.raises(UserError, match="matches no layer"):
+        make_plan(with_stage(recipe, 3, exclude=("nothing",)), checkpoint=made / "checkpoint")
+
+
+def test_a_checkpoint_that_lacks_a_part_is_named(recipe, tmp_path):
+    save_variant(tiny.decoder(), tmp_path / "decoder")
+    with pytest.raises(UserError, match="encoder"):
+        make_plan(recipe, checkpoint=tmp_path)
+    save_variant(tiny.encoder(), tmp_path / "encoder")
+    (tmp_path / "decoder" / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"weights\.safetensors does not exist"):
+        make_plan(recipe, checkpoint=tmp_path)

@@ -1,0 +1,152 @@
+"""What every stage method promises, whichever it is: found through the registry, so a new file is tested at once."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from compress import registry
+from compress.components import build, load_variant, save_variant
+from compress.nn import cost
+from compress.nn.qmodules import quantized
+from compress.records import Needs, Prediction
+
+SAMPLES = {  # small, quick configurations; a method without an entry is tested with its defaults
+    "prune.depth": {"blocks": 2, "samples": 1, "latent_size": 4},
+    "prune.width": {"ratio": 0.5, "round_to": 4},
+    "distill.output": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
+    "quantize.rtn": {"bits": 4, "clip": False},
+    "quantize.static": {"observer": "min_max", "clip": False},
+}
+METHODS = registry.methods()
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def config_of(name):
+    return registry.load(name).Config(**SAMPLES.get(name, {}))
+
+
+def applied(name, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    return registry.load(name).apply(tiny.stage_input(folder, teacher=tiny.decoder(1).module), config_of(name))
+
+
+def state_of(module):
+    modules = {n: (id(m), type(m), m.training, len(m._forward_hooks)) for n, m in module.named_modules()}
+    tensors = module.state_dict(keep_vars=True)
+    return modules, {n: (id(t), t.clone(), t.requires_grad) for n, t in tensors.items()}
+
+
+def same_state(one, other):
+    modules, tensors = one
+    return (
+        modules == other[0]
+        and tensors.keys() == other[1].keys()
+        and all(tensors[n][::2] == other[1][n][::2] and torch.equal(tensors[n][1], other[1][n][1]) for n in tensors)
+    )
+
+
+def test_there_are_methods_and_every_sample_is_of_one():
+    assert METHODS and set(SAMPLES) <= set(METHODS)
+
+
+@every_method
+def test_its_defaults_validate_or_a_sample_stands_in(name):
+    config = registry.load(name).Config
+    required = {key for key, field in config.model_fields.items() if field.is_required()}
+    assert required <= set(SAMPLES.get(name, {})), f"{name} has required keys: give SAMPLES an entry"
+    assert config(**{key: SAMPLES[name][key] for key in required})
+    sample = config_of(name)
+    assert config.model_validate_json(sample.model_dump_json()) == sample
+
+
+@every_method
+def test_its_file_says_source_difference_and_cost(name):
+    described = registry.describe(name)
+    assert described.source and described.differs and described.cost and described.needs in set(Needs)
+    assert all(option.help for option in described.options), "every key needs a description"
+
+
+@every_method
+def test_it_has_a_test_file(name):
+    kind, _, method = name.partition(".")
+    assert (Path(__file__).parent / "compress" / kind / f"test_{method}.py").exists()
+
+
+@every_method
+def test_it_leaves_its_argument_and_the_teacher_alone(name, tmp_path):
+    stage = tiny.stage_input(tmp_path, teacher=tiny.decoder(1).module)
+    before, teacher, inputs = state_of(stage.variant.module), state_of(stage.teacher), stage.inputs.clone()
+    result = registry.load(name).apply(stage, config_of(name))
+    assert same_state(before, state_of(stage.variant.module)) and same_state(teacher, state_of(stage.teacher))
+    assert torch.equal(stage.inputs, inputs)
+    assert result.module is not stage.variant.module
+    if registry.load(name).NEEDS == Needs.TRAINING:  # what was trained in place must be a copy
+        old = {t.data_ptr() for t in stage.variant.module.state_dict().values()}
+        assert not any(t.data_ptr() in old for t in result.module.state_dict().values())
+
+
+@every_method
+def test_the_same_seed_gives_the_same_bits_whatever_torch_drew_before(name, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        one = applied(name, tmp_path / "1")
+        torch.manual_seed(2)
+        two = applied(name, tmp_path / "2")
+    first, second = one.module.state_dict(), two.module.state_dict()
+    assert first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+    assert (one.arch, one.achieved, one.skipped, one.notes) == (two.arch, two.achieved, two.skipped, two.notes)
+
+
+@every_method
+def test_the_result_is_ready_to_use_and_makes_finite_pictures_of_the_same_shape(name, tmp_path):
+    module = applied(name, tmp_path).module
+    assert not any(m.training for m in module.modules())
+    assert not any(p.requires_grad for p in module.parameters())
+    for size in (4, 9):
+        x = tiny.latents(2, size)
+        image = module(x)
+        assert image.shape == tiny.decoder().module(x).shape and image.dtype == torch.float32
+        assert image.isfinite().all() and image.min() >= 0 and image.max() <= 1
+
+
+@every_method
+def test_it_says_what_was_asked_and_met_it(name, tmp_path):
+    result = applied(name, tmp_path)
+    assert result.achieved and all(item.met and item.what and item.unit for item in result.achieved)
+    assert all(item.name and item.reason for item in result.skipped)
+
+
+@every_method
+def test_the_result_rebuilds_from_its_files(name, tmp_path):
+    result = applied(name, tmp_path)
+    save_variant(replace(tiny.decoder(), arch=result.arch, module=result.module), tmp_path / "saved")
+    back = load_variant(tmp_path / "saved")
+    x = tiny.latents(seed=9)
+    assert back.arch == result.arch
+    assert torch.equal(back.module(x), result.module(x))
+    if not quantized(result.module):
+        plain = build(result.arch)
+        plain.load_state_dict(result.module.state_dict())
+        assert torch.equal(plain(x), result.module(x))
+
+
+@every_method
+def test_what_was_planned_is_what_came(name, tmp_path):
+    arch = tiny.decoder().arch
+    ends = registry.load(name).predict(Prediction(smallest=arch, largest=arch), config_of(name))
+    result = applied(name, tmp_path)
+    shape = [(1, 8, 4, 4)]
+    done = cost.measure(result.module, shape)
+    bounds = [cost.measure(build(end), shape) for end in (ends.smallest, ends.largest)]
+    assert bounds[0].macs <= done.macs <= bounds[1].macs
+    if bounds[0].macs == bounds[1].macs:
+        assert result.arch == ends.smallest == ends.largest
+        assert done.parameters == bounds[0].parameters
+    bits = {layer.layer.bits for layer in quantized(result.module).values()}
+    assert bits == ({ends.weight_bits} if ends.weight_bits < 32 else set())
+    ranges = {layer.layer.input.bits for layer in quantized(result.module).values() if layer.layer.input}
+    assert ranges == ({ends.activation_bits} if ends.activation_bits < 32 else set())
+    assert all(layer.layer.granularity == ends.granularity for layer in quantized(result.module).values())
