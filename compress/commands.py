@@ -110,8 +110,9 @@ def run(
     from compress.recipe import to_yaml
     from compress.store import Store, default_root
 
-    made = _make_plan(recipe, images, checkpoint)
     console = drawing.console(stderr=as_json)
+    with console.status("planning: photographs, digests, costs"):
+        made = _make_plan(recipe, images, checkpoint)
     with drawing.Drawer(console) as drawer:
         outcome = run_plan(
             made,
@@ -154,7 +155,9 @@ def gate(
     from compress.standalone_gate import judge_path
     from eval import gates
 
-    verdicts = judge_path(path, _make_plan(recipe, images, checkpoint))
+    made = _make_plan(recipe, images, checkpoint)
+    with drawing.Drawer(drawing.console(stderr=True)) as drawer:
+        verdicts = judge_path(path, made, drawer)
     if as_json:
         _print_json([gates.to_json(v) for v in verdicts])
     else:

@@ -41,7 +41,7 @@ class Drawer:
         self.console = console
         self.live = console.is_terminal
         self.task: Any = None
-        self.last_line = time.monotonic()
+        self.began = self.last_line = time.monotonic()
         self.progress = Progress(
             TextColumn("  {task.description}"),
             BarColumn(bar_width=24),
@@ -69,6 +69,7 @@ class Drawer:
         if event.kind == "progress":
             self._bar(event)
             return
+        self.began = time.monotonic()
         if self.task is not None:
             self.progress.remove_task(self.task)
             self.task = None
@@ -83,7 +84,9 @@ class Drawer:
             self.progress.update(self.task, completed=event.done, total=event.total, text=event.text)
         elif time.monotonic() - self.last_line > PLAIN_EVERY:
             self.last_line = time.monotonic()
-            line = f" progress  {event.name} {event.done}/{event.total} {event.text}"
+            left = (self.last_line - self.began) / event.done * (event.total - event.done) if event.done else None
+            time_left = "" if left is None else f", about {left:.0f} s left"
+            line = f" progress  {event.name} {event.done}/{event.total} {event.text}{time_left}"
             self.console.print(line, highlight=False, markup=False)
 
 
@@ -128,7 +131,8 @@ def print_verdicts(console: Console, verdicts: "Sequence[Verdict]") -> None:
         value = "exact" if v.exact else "not measured" if v.value is None else f"{v.value:.4g}"
         limit = f"{'≥' if v.kind == 'min' else '≤'} {v.limit:.4g}"
         state = "[green]passed[/]" if v.passed else "[bold red]FAILED[/]"
-        rows.append((state, v.subject, gate_words(v), value, limit, v.unit))
+        unit = "" if v.metric == "achieved" else v.unit
+        rows.append((state, v.subject, gate_words(v), value, limit, unit))
     console.print(table(("", "of", "gate", "value", "limit", "unit"), rows, numeric=("value", "limit")))
     failed = [v for v in verdicts if not v.passed]
     for v in failed:

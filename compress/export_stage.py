@@ -55,14 +55,18 @@ def export_and_gate(job: Job, variant: Variant, measured: Measured) -> tuple[Exp
 
 def _one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measured) -> Exported:
     started, plan, photographs = time.monotonic(), job.plan, measured.photographs
-    job.tell(Event(kind="started", name=f"export {item.format}"))
+    name = f"export {item.format}"
+    job.tell(Event(kind="started", name=name))
+    job.tell(Event(kind="progress", name=name, text="writing the variant", done=0, total=3))
     metadata = {"component": variant.component, "recipe": plan.recipe.name, "recipe_sha256": plan.digest}
     source = Source(variant=variant, key=plan.variant_key, metadata=metadata)
     made = _file(job.store, item, source, photographs.inputs[:1])
     path = job.run.root / "artifacts" / made.name
     path.parent.mkdir(exist_ok=True)
     shutil.copyfile(made, path)
+    job.tell(Event(kind="progress", name=name, text="writing the teacher, for comparison", done=1, total=3))
     theirs = teacher_file(plan, job.store, item.format, job.teacher, photographs.inputs[:1])
+    job.tell(Event(kind="progress", name=name, text="decoding, measuring and timing the file", done=2, total=3))
     judged = judge_file(plan, path, theirs, photographs, measured.stages[0].measurements)
     parity = compare.compare(
         ground_truth=photographs.truth,
@@ -78,7 +82,7 @@ def _one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measu
         _integers_kept(exporter, path, variant, item.format),
     )
     seconds = round(time.monotonic() - started, 1)
-    job.tell(Event(kind="exported", name=f"export {item.format}", text=path.name, seconds=seconds))
+    job.tell(Event(kind="exported", name=name, text=path.name, seconds=seconds))
     job.tell(Event(kind="judged", name=item.format, text=tally(verdicts)))
     return replace(judged, verdicts=verdicts)
 

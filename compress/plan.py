@@ -1,11 +1,12 @@
 """Recipe -> Plan: what will run, in which order, under which keys, and what it will cost; no weight is opened."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from calibration import images
 from compress import recipe as recipes
@@ -14,6 +15,8 @@ from compress.components import find, kind_of, read_arch
 from compress.errors import UserError
 from compress.files import sha256
 from compress.nn import cost
+from compress.nn.affine import scale_count
+from compress.nn.qmodules import quantizable
 from compress.recipe import PlannedConfig, Recipe
 from compress.records import Arch, Needs, Prediction
 from compress.store import code_digest, key_of
@@ -121,7 +124,7 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None) -> Plan:
     evaluation_set = images.load(evaluation.source, split="evaluation", count=evaluation.count, size=evaluation.size)
     teacher_key = key_of({"teacher": _folder_digest(teacher), "companion": _folder_digest(companion)})
     data = {"calibration": calibration_set.digest, "sampler": images.sampler(calibration.source, "calibration").digest}
-    prediction = Prediction(smallest=arch, largest=arch)
+    prediction = Prediction(ends=(arch,))
     stages, parent = [], teacher_key
     for stage in recipe.stages:
         method = registry.load(stage.method)
@@ -139,7 +142,7 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None) -> Plan:
         teacher=teacher,
         companion=companion,
         teacher_key=teacher_key,
-        reference=_forecast(Prediction(smallest=arch, largest=arch), evaluation.size),
+        reference=_forecast(Prediction(ends=(arch,)), evaluation.size),
         stages=tuple(stages),
         calibration_digest=calibration_set.digest,
         evaluation_digest=evaluation_set.digest,
@@ -190,25 +193,32 @@ def _stage_key(stage: PlannedConfig, method: Any, parent: str, seed: int, data: 
 
 
 def _forecast(prediction: Prediction, pixels: int) -> Forecast:
-    costs = []
-    for arch in (prediction.smallest, prediction.largest):
+    costs, stored = [], []
+    for arch in prediction.ends:
         kind = kind_of(arch.kind)
         with torch.device("meta"):
             module = kind.build(arch.config)
-        costs.append(cost.measure(module, [kind.input_shape(arch.config, pixels)]))
+        measured = cost.measure(module, [kind.input_shape(arch.config, pixels)])
+        costs.append(measured)
+        stored.append(measured.weight_bytes - _bytes_saved(module, prediction))
     return Forecast(
-        parameters=_span(c.parameters for c in costs),
-        macs=_span(c.macs for c in costs),
-        weight_bytes=_span(_stored_bytes(c, prediction.weight_bits) for c in costs),
+        parameters=_span([c.parameters for c in costs]),
+        macs=_span([c.macs for c in costs]),
+        weight_bytes=_span(stored),
     )
 
 
-def _span(values: Iterable[int]) -> Span:
-    low, *_, high = sorted(values)
-    return Span(low=low, high=high)
+def _span(values: list[int]) -> Span:
+    return Span(low=min(values), high=max(values))
 
 
-def _stored_bytes(measured: cost.Cost, weight_bits: int) -> int:
-    """Weights of convolutions and linear layers at `weight_bits`, everything else as it is; scales are not counted."""
-    quantizable = sum(x.parameters for x in measured.layers if x.kind in ("Conv2d", "Linear"))
-    return measured.weight_bytes - (4 * quantizable - quantizable * weight_bits // 8)
+def _bytes_saved(module: nn.Module, prediction: Prediction) -> int:
+    """What quantizing the weights will save: float32 weights against packed integers and their float32 scales."""
+    if prediction.granularity is None:
+        return 0
+    saved = 0
+    for name, layer in quantizable(module).items():
+        if not any(fnmatchcase(name, pattern) for pattern in prediction.in_float):
+            packed = -(-layer.weight.numel() * prediction.weight_bits // 8)
+            saved += 4 * layer.weight.numel() - packed - 4 * scale_count(layer.weight, prediction.granularity)
+    return saved

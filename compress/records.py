@@ -93,10 +93,10 @@ class StageResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What a plan knows before anything runs: the smallest and largest architecture a stage can end with, and bits."""
+    """What a plan knows before anything runs: architectures that bound what the stages can end with, and bits."""
 
-    smallest: Arch
-    largest: Arch
+    ends: tuple[Arch, ...]  # one where it is certain; else those with the fewest and most MACs and parameters
     weight_bits: int = 32
     activation_bits: int = 32
     granularity: Any = None  # compress.nn.affine.Granularity of quantized weights
+    in_float: tuple[str, ...] = ()  # patterns of layers that are not quantized

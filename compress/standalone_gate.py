@@ -9,11 +9,12 @@ from compress.export_stage import format_of, judge_file, teacher_file
 from compress.nn import cost
 from compress.plan import Plan
 from compress.records import Variant
+from compress.runs import Emit, Event
 from compress.store import Store, default_root
 from eval import compare, gates
 
 
-def judge_path(path: Path, plan: Plan) -> tuple[gates.Verdict, ...]:
+def judge_path(path: Path, plan: Plan, tell: Emit) -> tuple[gates.Verdict, ...]:
     """Verdicts on whatever is at `path`, against the recipe's component on the recipe's photographs.
 
     Raises:
@@ -24,9 +25,11 @@ def judge_path(path: Path, plan: Plan) -> tuple[gates.Verdict, ...]:
         raise UserError(
             f"{path}: nothing to judge; give a variant folder (arch.json), a run directory, or an exported file"
         )
+    tell(Event(kind="started", name="decoding the teacher's pictures"))
     teacher = load_variant(plan.teacher, plan.recipe.component)
     photographs = evaluation.prepare(plan, teacher.module, load_variant(plan.companion).module)
     metrics = evaluation.image_metrics(evaluation.specs(plan.recipe.gates))
+    tell(Event(kind="started", name="measuring and timing"))
     if path.is_file():
         format_name = format_of(path)
         reference = teacher_file(plan, Store(default_root()), format_name, teacher, photographs.inputs[:1])

@@ -57,6 +57,17 @@ class ActivationRange:
     bits: int = 8
 
 
+def scale_count(weight: torch.Tensor, granularity: Granularity) -> int:
+    """How many scales a weight has."""
+    match granularity:
+        case PerTensor():
+            return 1
+        case PerChannel():
+            return weight.shape[0]
+        case PerGroup(size=size):
+            return weight.shape[0] * -(-weight[0].numel() // size)
+
+
 def signed_qmax(bits: int) -> int:
     """127 for 8 bits, 7 for 4, 1 for 2."""
     return 2 ** (bits - 1) - 1

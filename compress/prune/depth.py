@@ -10,6 +10,7 @@ Cost: (blocks + 1) * removals / 2 passes over the calibration inputs.
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import torch
 from pydantic import Field, PositiveInt
@@ -34,25 +35,24 @@ class Config(Schema):
 
 
 def predict(prediction: Prediction, config: Config) -> Prediction:
-    """Bounds: the blocks with the most, and with the fewest, MACs go.
+    """Bounds: the blocks with the most, and with the fewest, MACs or parameters go.
 
     Raises:
         UserError: too few blocks can go, or a keep pattern matches none.
     """
-    _check_keep((prediction.smallest, prediction.largest), config)
-
-    def without(arch: Arch, *, cheapest: bool) -> Arch:
+    _check_keep(prediction.ends, config)
+    ends = []
+    for arch in prediction.ends:
         kind = kind_of(arch.kind)
         names = [b.name for b in _candidates(kind, arch, config)]
-        saved = {name: _macs_saved(kind, arch, name) for name in names}
-        order = sorted(names, key=lambda name: saved[name], reverse=not cheapest)
-        return Arch(kind=arch.kind, config=kind.without_blocks(arch.config, order[: config.blocks]).config)
-
-    return replace(
-        prediction,
-        smallest=without(prediction.smallest, cheapest=False),
-        largest=without(prediction.largest, cheapest=True),
-    )
+        saved = _saved(kind, arch, names)
+        orders = sorted(names, key=lambda n: saved[n].macs), sorted(names, key=lambda n: saved[n].parameters)
+        ends += [
+            Arch(kind=arch.kind, config=kind.without_blocks(arch.config, gone).config)
+            for order in orders
+            for gone in (order[: config.blocks], order[-config.blocks :])
+        ]
+    return replace(prediction, ends=tuple(dict.fromkeys(ends)))
 
 
 def apply(stage: StageInput, config: Config) -> StageResult:
@@ -70,10 +70,10 @@ def apply(stage: StageInput, config: Config) -> StageResult:
         rounds = config.blocks
         for done in range(rounds):
             names = [b.name for b in _candidates(kind, arch, config, original)]
-            scores = {}
+            saved, scores = _saved(kind, arch, names), {}
             for index, name in enumerate(names):
                 stage.progress(done * len(all_blocks) + index, rounds * len(all_blocks), f"scoring {original[name]}")
-                scores[name] = _damage(arch, state, name, inputs, target) / _macs_saved(kind, arch, name)
+                scores[name] = _damage(arch, state, name, inputs, target) / saved[name].macs
             victim = min(names, key=lambda name: scores[name])
             notes.append(f"removed {original[victim]}: squared error per GMAC saved {scores[victim] * 1e9:.3g}")
             removal = kind.without_blocks(arch.config, [victim])
@@ -148,13 +148,25 @@ def _left_alone(blocks: Sequence[Block], config: Config) -> tuple[Skipped, ...]:
     return tuple(Skipped(name=name, reason=reason) for name, reason in reasons.items() if reason)
 
 
-def _macs_saved(kind: Kind, arch: Arch, block: str) -> int:
-    def macs(config: object) -> int:
+class _Saved(NamedTuple):
+    macs: int
+    parameters: int
+
+
+def _saved(kind: Kind, arch: Arch, blocks: Sequence[str]) -> dict[str, _Saved]:
+    """What each block costs by itself."""
+
+    def measured(config: object) -> cost.Cost:
         with torch.device("meta"):
             module = kind.build(config)
-        return cost.measure(module, [kind.input_shape(config, 64)]).macs
+        return cost.measure(module, [kind.input_shape(config, 64)])
 
-    return macs(arch.config) - macs(kind.without_blocks(arch.config, [block]).config)
+    whole = measured(arch.config)
+    rest = {block: measured(kind.without_blocks(arch.config, [block]).config) for block in blocks}
+    return {
+        block: _Saved(macs=whole.macs - other.macs, parameters=whole.parameters - other.parameters)
+        for block, other in rest.items()
+    }
 
 
 def _damage(

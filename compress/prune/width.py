@@ -42,11 +42,7 @@ def predict(prediction: Prediction, config: Config) -> Prediction:
         groups = kind.channel_groups(arch.config)
         return Arch(kind=arch.kind, config=kind.with_widths(arch.config, new_widths(groups, config)))
 
-    return replace(
-        prediction,
-        smallest=cut(prediction.smallest),
-        largest=cut(prediction.largest),
-    )
+    return replace(prediction, ends=tuple(dict.fromkeys(cut(arch) for arch in prediction.ends)))
 
 
 def apply(stage: StageInput, config: Config) -> StageResult:

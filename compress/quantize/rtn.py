@@ -50,11 +50,11 @@ def predict(prediction: Prediction, config: Config) -> Prediction:
     Raises:
         UserError: a layer cannot hold the groups asked for, or an exclude pattern matches nothing.
     """
-    for arch in (prediction.smallest, prediction.largest):
+    for arch in prediction.ends:
         with torch.device("meta"):
             module = kind_of(arch.kind).build(arch.config)
         _check_groups(chosen(module, config.exclude), config)
-    return replace(prediction, weight_bits=config.bits, granularity=_granularity(config))
+    return replace(prediction, weight_bits=config.bits, granularity=_granularity(config), in_float=config.exclude)
 
 
 def apply(stage: StageInput, config: Config) -> StageResult:

@@ -48,7 +48,7 @@ class Config(Schema):
 
 def predict(prediction: Prediction, config: Config) -> Prediction:
     """Same architecture, fewer bits."""
-    for arch in (prediction.smallest, prediction.largest):
+    for arch in prediction.ends:
         with torch.device("meta"):
             chosen(kind_of(arch.kind).build(arch.config), config.exclude)
     return replace(
@@ -56,6 +56,7 @@ def predict(prediction: Prediction, config: Config) -> Prediction:
         weight_bits=config.weight_bits,
         activation_bits=config.activation_bits,
         granularity=PerChannel(),
+        in_float=config.exclude,
     )
 
 

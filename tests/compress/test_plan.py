@@ -12,7 +12,8 @@ from compress.components import build, save_variant
 from compress.errors import UserError
 from compress.nn import cost
 from compress.plan import make_plan, with_images
-from compress.recipe import read_recipe
+from compress.recipe import PlannedConfig, read_recipe
+from compress.registry import load
 
 RECIPE = """schema: 1
 name: decoder/tiny
@@ -163,3 +164,17 @@ def test_a_checkpoint_that_lacks_a_part_is_named(recipe, tmp_path):
     (tmp_path / "decoder" / "weights.safetensors").unlink()
     with pytest.raises(UserError, match=r"weights\.safetensors does not exist"):
         make_plan(recipe, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bits": 4, "exclude": ("conv_*",)}, {"bits": 4, "granularity": "per_group", "group_size": 8}],
+    ids=str,
+)
+def test_the_bytes_of_quantized_weights_are_forecast_exactly(made, recipe, tmp_path, options):
+    rtn = load("quantize.rtn")
+    stage = PlannedConfig(method="quantize.rtn", config=rtn.Config(**options))
+    forecast = make_plan(replace(recipe, stages=(stage,)), checkpoint=made / "checkpoint").stages[0].forecast
+    done = rtn.apply(tiny.stage_input(tmp_path), stage.config).module
+    stored = cost.measure(done, [(1, 8, 8, 8)]).weight_bytes
+    assert (forecast.weight_bytes.low, forecast.weight_bytes.high) == (stored, stored)

@@ -142,7 +142,7 @@ def test_the_schedule_warms_up_peaks_at_lr_and_ends_at_a_hundredth():
 
 def test_training_predicts_the_shape_it_was_given():
     arch = tiny.decoder().arch
-    prediction = Prediction(smallest=arch, largest=arch)
+    prediction = Prediction(ends=(arch,))
     assert output.predict(prediction, output.Config()) == prediction
 
 

@@ -13,7 +13,7 @@ from compress.components import build, find, read_arch, vae
 from compress.errors import UserError
 from compress.nn import cost
 from compress.prune import depth
-from compress.records import Arch, Prediction, Variant
+from compress.records import Arch, Prediction
 
 BLOCKS = [block.name for block in vae.blocks(tiny.DECODER)]
 
@@ -107,7 +107,7 @@ def test_too_many_blocks(tmp_path, keep, left):
     words = f"blocks: {left + 1} asked for, but only {left} can be removed"
     arch = tiny.decoder().arch
     with pytest.raises(UserError, match=words):
-        depth.predict(Prediction(smallest=arch, largest=arch), config)
+        depth.predict(Prediction(ends=(arch,)), config)
     with pytest.raises(UserError, match=words):
         depth.apply(tiny.stage_input(tmp_path), config)
 
@@ -116,7 +116,7 @@ def test_a_keep_pattern_that_matches_nothing(tmp_path):
     config = depth.Config(blocks=1, keep=("levels.0.*", "level.3.*"))
     arch = tiny.decoder().arch
     with pytest.raises(UserError, match=r"keep: 'level\.3\.\*' matches no block; blocks are levels\.0\.resnets\.0,"):
-        depth.predict(Prediction(smallest=arch, largest=arch), config)
+        depth.predict(Prediction(ends=(arch,)), config)
     with pytest.raises(UserError, match="matches no block"):
         depth.apply(tiny.stage_input(tmp_path), config)
 
@@ -128,28 +128,29 @@ def all_ends(count):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_predicted_macs_bound_every_possible_end(count):
+def test_a_prediction_bounds_every_possible_end(count):
     arch = tiny.decoder().arch
-    ends = depth.predict(Prediction(smallest=arch, largest=arch), depth.Config(blocks=count))
-    low, high = measured(ends.smallest).macs, measured(ends.largest).macs
-    macs = [measured(end).macs for end in all_ends(count)]
-    assert (low, high) == (min(macs), max(macs))
+    ends = depth.predict(Prediction(ends=(arch,)), depth.Config(blocks=count))
+    predicted = [measured(end) for end in ends.ends]
+    possible = [measured(end) for end in all_ends(count)]
+    for figure in ("macs", "parameters"):
+        low, high = (pick(getattr(one, figure) for one in predicted) for pick in (min, max))
+        assert (low, high) == tuple(pick(getattr(one, figure) for one in possible) for pick in (min, max))
 
 
-@pytest.mark.xfail(strict=True, reason="a prediction's two architectures bound MACs; fine levels have few parameters")
-def test_predicted_parameters_bound_every_possible_end():
+def test_predicted_parameters_of_md_tiny_bound_the_fine_and_the_coarse_levels():
     arch = read_arch(find("md-tiny/decoder"))
-    ends = depth.predict(Prediction(smallest=arch, largest=arch), depth.Config(blocks=4))
-    predicted = sorted([measured(ends.smallest).parameters, measured(ends.largest).parameters])
+    ends = depth.predict(Prediction(ends=(arch,)), depth.Config(blocks=4)).ends
+    predicted = sorted(measured(end).parameters for end in ends)
     fine = ["levels.2.resnets.0", "levels.2.resnets.1", "levels.3.resnets.0", "levels.3.resnets.1"]
     coarse = ["levels.0.resnets.0", "levels.0.resnets.1", "levels.0.resnets.2", "levels.1.resnets.0"]
     for names in (fine, coarse):
         end = Arch(kind=arch.kind, config=vae.without_blocks(arch.config, names).config)
-        assert predicted[0] <= measured(end).parameters <= predicted[1]
+        assert predicted[0] <= measured(end).parameters <= predicted[-1]
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 2))
-@settings(max_examples=3, deadline=None, derandomize=True)
+@settings(max_examples=2, deadline=None, derandomize=True)
 def test_whatever_goes_the_rest_rebuilds_from_its_configuration(tmp_path_factory, seed, count):
     variant = tiny.decoder(seed)
     stage = tiny.stage_input(tmp_path_factory.getbasetemp(), variant, inputs=tiny.latents(1, 4))
@@ -172,5 +173,5 @@ def test_what_lies_outside_the_central_crop_has_no_say(tmp_path):
 
 def test_an_encoder_can_be_pruned_too(tmp_path):
     stage = tiny.stage_input(tmp_path, tiny.encoder(), inputs=torch.rand(1, 3, 32, 32))
-    result = depth.apply(stage, depth.Config(blocks=2, latent_size=32))
-    assert isinstance(stage.variant, Variant) and len(vae.blocks(result.arch.config)) == len(BLOCKS) - 2
+    result = depth.apply(stage, depth.Config(blocks=1, latent_size=32))
+    assert len(vae.blocks(result.arch.config)) == len(BLOCKS) - 1

@@ -184,7 +184,7 @@ def test_a_ratio_that_leaves_nothing(tmp_path, ratio, round_to):
     config = width.Config(ratio=ratio, round_to=round_to)
     arch = tiny.decoder().arch
     for attempt in (
-        lambda: width.predict(Prediction(smallest=arch, largest=arch), config),
+        lambda: width.predict(Prediction(ends=(arch,)), config),
         lambda: width.apply(tiny.stage_input(tmp_path), config),
     ):
         with pytest.raises(UserError, match=f"ratio {ratio} with round_to {round_to} leaves no channel in .*levels.3"):
@@ -203,8 +203,8 @@ def test_rebuilds_from_its_configuration_alone_and_was_predicted_exactly(tmp_pat
     back.load_state_dict(result.module.state_dict())
     assert torch.equal(back(tiny.latents()), result.module(tiny.latents()))
     arch = tiny.decoder().arch
-    predicted = width.predict(Prediction(smallest=arch, largest=arch), width.Config(ratio=0.4, round_to=4))
-    assert predicted.smallest == predicted.largest == result.arch
+    predicted = width.predict(Prediction(ends=(arch,)), width.Config(ratio=0.4, round_to=4))
+    assert predicted.ends == (result.arch,)
 
 
 def test_a_level_that_lost_all_its_blocks_can_still_be_cut(tmp_path):

@@ -66,7 +66,7 @@ def test_a_pattern_that_matches_nothing(tmp_path, plan):
     config, arch = rtn.Config(exclude=("conv_out", "levels.7.*")), tiny.decoder().arch
     with pytest.raises(UserError, match=r"exclude: 'levels\.7\.\*' matches no layer; layers are conv_in, .*conv_out"):
         if plan:
-            rtn.predict(Prediction(smallest=arch, largest=arch), config)
+            rtn.predict(Prediction(ends=(arch,)), config)
         else:
             rtn.apply(tiny.stage_input(tmp_path), config)
 
@@ -76,7 +76,7 @@ def test_groups_that_do_not_divide_name_the_layers_and_what_would(tmp_path, plan
     config, arch = rtn.Config(granularity="per_group", group_size=16), tiny.decoder().arch
     with pytest.raises(UserError) as caught:
         if plan:
-            rtn.predict(Prediction(smallest=arch, largest=arch), config)
+            rtn.predict(Prediction(ends=(arch,)), config)
         else:
             rtn.apply(tiny.stage_input(tmp_path), config)
     message = str(caught.value)

@@ -140,7 +140,7 @@ def test_a_pattern_that_matches_nothing(tmp_path, plan):
     config, arch = static.Config(exclude=("nothing*",)), tiny.decoder().arch
     with pytest.raises(UserError, match=r"exclude: 'nothing\*' matches no layer"):
         if plan:
-            static.predict(Prediction(smallest=arch, largest=arch), config)
+            static.predict(Prediction(ends=(arch,)), config)
         else:
             static.apply(tiny.stage_input(tmp_path), config)
 
