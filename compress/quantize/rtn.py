@@ -8,7 +8,7 @@ Cost: one pass over the weights, forty with the clipping search.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
@@ -38,7 +38,7 @@ class Config(Schema):
     exclude: tuple[str, ...] = Field((), description="Layers to leave in float: names with * and ? wildcards.")
 
     @model_validator(mode="after")
-    def _group_size_fits(self) -> Self:
+    def _group_size_fits(self) -> "Config":
         if (self.granularity == "per_group") != (self.group_size is not None):
             raise ValueError("group_size belongs to granularity: per_group, and only there")
         return self
