@@ -14,6 +14,7 @@ from compress.components import find, kind_of, read_arch
 from compress.errors import UserError
 from compress.files import sha256
 from compress.nn import cost
+from compress.nn.structure import example_inputs
 from compress.recipe import PlannedConfig, Recipe
 from compress.records import Arch, Needs, Prediction
 from compress.store import code_digest, key_of
@@ -195,7 +196,7 @@ def _forecast(prediction: Prediction, pixels: int) -> Forecast:
         kind = kind_of(arch.kind)
         with torch.device("meta"):
             module = kind.build(arch.config)
-        costs.append(cost.measure(module, [kind.input_shape(arch.config, pixels)]))
+        costs.append(cost.measure(module, [tuple(x.shape) for x in example_inputs(kind, arch.config, pixels)]))
     return Forecast(
         parameters=_span(c.parameters for c in costs),
         macs=_span(c.macs for c in costs),
