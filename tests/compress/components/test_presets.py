@@ -6,7 +6,9 @@ import torch
 from compress import components
 
 
-@pytest.mark.parametrize("name", components.names())
+@pytest.mark.parametrize(
+    "name", [n for n in components.names() if (components.find(n) / "weights.safetensors").exists()]
+)
 def test_a_preset_states_its_cost_without_its_weights(name):
     variant = components.load_variant(components.find(name), name)
     assert components.component_cost(name, 64).parameters == sum(p.numel() for p in variant.module.parameters())
