@@ -1,9 +1,13 @@
 """The presets that come with the project load and make pictures."""
 
+import json
+
 import pytest
 import torch
 
 from compress import components
+from compress.components._kinds import arch_from_json, arch_to_json
+from compress.files import read_json
 
 
 @pytest.mark.parametrize(
@@ -27,3 +31,10 @@ def test_the_embedded_decoder_and_encoder():
     assert image.shape == picture.shape and image.min() >= 0 and image.max() <= 1
     # A pair that belongs together gives back a smooth picture; 20 dB is far below what it does, far above chance.
     assert -10 * torch.log10((image - picture).square().mean()) > 20
+
+
+@pytest.mark.parametrize("name", [n for n in components.names() if "unet" in n or "text_encoder" in n])
+def test_an_architecture_is_written_as_it_was_read(name):
+    path = components.find(name) / "arch.json"
+    written = json.loads(json.dumps(arch_to_json(arch_from_json(read_json(path), path))))
+    assert written == read_json(path)
