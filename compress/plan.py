@@ -17,6 +17,7 @@ from compress.files import sha256
 from compress.nn import cost
 from compress.nn.affine import scale_count
 from compress.nn.qmodules import quantizable
+from compress.nn.structure import example_inputs
 from compress.recipe import PlannedConfig, Recipe
 from compress.records import Arch, Needs, Prediction
 from compress.store import code_digest, key_of
@@ -198,7 +199,7 @@ def _forecast(prediction: Prediction, pixels: int) -> Forecast:
         kind = kind_of(arch.kind)
         with torch.device("meta"):
             module = kind.build(arch.config)
-        measured = cost.measure(module, [kind.input_shape(arch.config, pixels)])
+        measured = cost.measure(module, [tuple(x.shape) for x in example_inputs(kind, arch.config, pixels)])
         costs.append(measured)
         stored.append(measured.weight_bytes - _bytes_saved(module, prediction))
     return Forecast(

@@ -18,6 +18,7 @@ from compress.errors import UserError
 from compress.files import read_json, write_json, write_tensors
 from compress.nn.cost import Cost, measure
 from compress.nn.qmodules import apply_map, quantizable, quantization_map
+from compress.nn.structure import example_inputs
 from compress.nn.surgery import replaced
 from compress.records import Arch, Variant
 
@@ -66,7 +67,7 @@ def component_cost(component: str, pixels: int) -> Cost:
     kind = kind_of(arch.kind)
     with torch.device("meta"):
         module = kind.build(arch.config)
-    return measure(module, [kind.input_shape(arch.config, pixels)])
+    return measure(module, [tuple(x.shape) for x in example_inputs(kind, arch.config, pixels)])
 
 
 def load_variant(folder: Path, component: str | None = None) -> Variant:

@@ -15,11 +15,17 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelSlice:
-    """One axis of one tensor that carries the channels of a group."""
+    """One axis of one tensor that carries the channels of a group.
+
+    Channel `i` of the group is entries `offset + i * span` to `offset + (i + 1) * span` of the axis: an attention head
+    spans its channels, and the second half of a gated projection has the offset of the first half's width.
+    """
 
     tensor: str  # name in the state dict
     axis: int
     role: Literal["writes", "reads", "norm"]  # makes the channels, consumes them, or scales each of them
+    span: int = 1
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +37,7 @@ class ChannelGroup:
     width: int
     norm_groups: int  # GroupNorm groups over these channels; each must keep equally many channels
     slices: tuple[ChannelSlice, ...]
+    unit: int = 1  # what one of `width` is to a kernel: a head of 64 channels counts 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +54,7 @@ class Removal:
 
     config: Any
     renamed: Mapping[str, str]
+    dropped: tuple[str, ...] = ()  # prefixes of tensors that go with the blocks, but are not inside them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +69,30 @@ class Kind:
     blocks: Callable[[Any], tuple[Block, ...]]
     without_blocks: Callable[[Any, Sequence[str]], Removal]
     companion: str | None  # the component of the same family that turns photographs into this one's inputs
+    inputs: Callable[[Any, int], tuple[torch.Tensor, ...]] | None = None  # on the meta device, where there are several
+
+
+def example_inputs(kind: Kind, config: Any, pixels: int) -> tuple[torch.Tensor, ...]:
+    """All inputs of one forward pass for an image of `pixels` x `pixels`, batch of 1, on the meta device."""
+    if kind.inputs is not None:
+        return kind.inputs(config, pixels)
+    return (torch.zeros(kind.input_shape(config, pixels), device="meta"),)
 
 
 def take_channels(
     state: Mapping[str, torch.Tensor], groups: Sequence[ChannelGroup], kept: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """A state dict with only the kept channels (group name -> sorted indices) of each group."""
-    cut = dict(state)
+    masks: dict[tuple[str, int], torch.Tensor] = {}  # offsets count before any cut, so each axis is cut once
     for group in groups:
         if group.name in kept:
+            stays = torch.zeros(group.width, dtype=torch.bool)
+            stays[kept[group.name]] = True
             for part in group.slices:
-                cut[part.tensor] = cut[part.tensor].index_select(part.axis, kept[group.name])
+                size = state[part.tensor].shape[part.axis]
+                mask = masks.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool))
+                mask[part.offset : part.offset + group.width * part.span] = stays.repeat_interleave(part.span)
+    cut = dict(state)
+    for (name, axis), mask in masks.items():
+        cut[name] = cut[name].index_select(axis, mask.nonzero()[:, 0])
     return {name: tensor.contiguous() for name, tensor in cut.items()}

@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt
 from compress.components import build, kind_of
 from compress.errors import UserError
 from compress.nn import cost
-from compress.nn.structure import Block, Kind, Removal
+from compress.nn.structure import Block, Kind, Removal, example_inputs
 from compress.records import Achieved, Arch, Needs, Prediction, Skipped, StageInput, StageResult
 from compress.schema import Schema
 
@@ -104,7 +104,7 @@ def rename(state: dict[str, torch.Tensor], removal: Removal, block: str) -> dict
     """The state dict of the network without `block`: its tensors dropped, those behind it under their new names."""
     new = {}
     for name, tensor in state.items():
-        if name.startswith(f"{block}."):
+        if name.startswith((f"{block}.", *removal.dropped)):
             continue
         prefix = next((old for old in removal.renamed if name.startswith(old)), None)
         new[name if prefix is None else removal.renamed[prefix] + name.removeprefix(prefix)] = tensor
@@ -159,7 +159,7 @@ def _saved(kind: Kind, arch: Arch, blocks: Sequence[str]) -> dict[str, _Saved]:
     def measured(config: object) -> cost.Cost:
         with torch.device("meta"):
             module = kind.build(config)
-        return cost.measure(module, [kind.input_shape(config, 64)])
+        return cost.measure(module, [tuple(x.shape) for x in example_inputs(kind, config, 64)])
 
     whole = measured(arch.config)
     rest = {block: measured(kind.without_blocks(arch.config, [block]).config) for block in blocks}

@@ -63,7 +63,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     cut = [g for g in groups if g.name in widths]
     before, after = sum(g.width for g in cut), sum(achieved_widths[g.name] for g in cut)
     asked = sum(g.width * config.ratio for g in cut)
-    step = sum(math.lcm(config.round_to, g.norm_groups) / 2 for g in cut)
+    step = sum(_step(g, config) / 2 for g in cut)
     return StageResult(
         arch=new_arch,
         module=module.requires_grad_(False).eval(),
@@ -92,7 +92,7 @@ def new_widths(groups: tuple[ChannelGroup, ...], config: Config) -> dict[str, in
     for group in groups:
         if config.groups not in ("all", group.kind):
             continue
-        step = math.lcm(config.round_to, group.norm_groups)
+        step = _step(group, config)
         width = math.floor(group.width * (1 - config.ratio) / step + 0.5) * step
         if width < 1:
             problems.append(f"{group.name} ({group.width} channels)")
@@ -105,6 +105,11 @@ def new_widths(groups: tuple[ChannelGroup, ...], config: Config) -> dict[str, in
     return widths
 
 
+def _step(group: ChannelGroup, config: Config) -> int:
+    """Widths are multiples of this: what kernels like (a unit may be several channels wide), and whole norm groups."""
+    return math.lcm(math.lcm(config.round_to, group.unit) // group.unit, group.norm_groups)
+
+
 def importance(state: dict[str, torch.Tensor], group: ChannelGroup) -> Float[torch.Tensor, " width"]:
     """Sum over the group's weight tensors of each channel's L2 norm, relative to the tensor's mean norm."""
     total = torch.zeros(group.width)
@@ -112,7 +117,8 @@ def importance(state: dict[str, torch.Tensor], group: ChannelGroup) -> Float[tor
         tensor = state[part.tensor].float()
         if tensor.dim() < 2 and part.role != "norm":
             continue  # biases say nothing about a channel's size
-        norms = tensor.movedim(part.axis, 0).reshape(group.width, -1).norm(dim=1)
+        channels = tensor.narrow(part.axis, part.offset, group.width * part.span)
+        norms = channels.movedim(part.axis, 0).reshape(group.width, -1).norm(dim=1)
         total += norms / norms.mean().clamp_min(torch.finfo(torch.float32).tiny)
     return total
 
@@ -127,4 +133,4 @@ def keep_evenly(scores: Float[torch.Tensor, " width"], keep: int, norm_groups: i
 def _why_untouched(group: ChannelGroup, config: Config) -> str:
     if config.groups not in ("all", group.kind):
         return f"groups: {config.groups} leaves {group.kind} channels alone"
-    return f"{group.width} channels, in steps of {math.lcm(config.round_to, group.norm_groups)}: nothing to remove"
+    return f"{group.width} channels, in steps of {_step(group, config)}: nothing to remove"
