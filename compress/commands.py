@@ -224,52 +224,45 @@ def methods(name: str | None = None, *, as_json: Json = False) -> int:
 
 
 def models_list(*, as_json: Json = False) -> int:
-    """List the components that come with mdcompress."""
-    from compress.components import names
+    """List the components that come with mdcompress, what each costs, and whether it is trained.
 
-    found = names()
+    Parameters
+    ----------
+    as_json
+        Print {name: {"parameters": ..., "macs": ..., "weights": ...}} as JSON.
+    """
+    from compress import drawing, model_tables
+
+    found = model_tables.listed()
     if as_json:
         _print_json(found)
     else:
-        print("\n".join(found))
+        drawing.console().print(model_tables.list_table(found))
     return 0
 
 
-def models_show(name: str, *, pixels: int = 256, as_json: Json = False) -> int:
-    """Show what a component costs: parameters, MACs, bytes, per layer.
+def models_show(name: str, *, pixels: int = 256, layers: bool = False, as_json: Json = False) -> int:
+    """Show what a component costs: parameters, MACs, activations, bytes at each precision, per block or layer.
 
     Parameters
     ----------
     name
         A component, e.g. md-tiny/decoder.
     pixels
-        Side of the image that MACs are counted for.
+        Side of the image that MACs and activations are counted for.
+    layers
+        One row per layer instead of one per block.
     as_json
-        Print {"parameters": ..., "macs": ..., ...} as JSON.
+        Print {"parameters": ..., "macs": ..., "blocks": [...], "layers": [...], ...} as JSON.
     """
-    from compress import drawing
-    from compress.components import component_cost
+    from compress import drawing, model_tables
 
-    if pixels < 8 or pixels % 8:
-        raise UserError(f"--pixels {pixels}: a positive multiple of 8 is needed")
-    cost = component_cost(name, pixels)
+    shown = model_tables.shown(name, pixels)
     if as_json:
-        layers = [asdict(layer) for layer in cost.layers]
-        totals = {"parameters": cost.parameters, "macs": cost.macs, "weight_bytes": cost.weight_bytes}
-        _print_json({"name": name, "pixels": pixels, **totals, "layers": layers})
-        return 0
-    most = max(layer.macs for layer in cost.layers)
-    rows = [
-        (x.name, x.kind, drawing.count(x.parameters), drawing.count(x.macs), "█" * round(24 * x.macs / most))
-        for x in cost.layers
-    ]
-    console = drawing.console()
-    console.print(drawing.table(("layer", "kind", "parameters", "MACs", ""), rows, numeric=("parameters", "MACs")))
-    console.print(
-        f"{name}: {cost.parameters:,} parameters, {cost.macs:,} MACs for one image of {pixels}x{pixels}, "
-        f"{drawing.size(cost.weight_bytes)} in float32",
-        highlight=False,
-    )
+        _print_json(shown)
+    else:
+        drawing.console().print(model_tables.part_table(shown["layers" if layers else "blocks"]))
+        drawing.console().print(model_tables.totals(shown), highlight=False)
     return 0
 
 

@@ -103,7 +103,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numeric: 
 
 def count(value: float) -> str:
     """12_345_678 -> 12.3M."""
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{suffix}"
     return f"{value:g}"

@@ -11,7 +11,7 @@ from torch import nn
 from calibration import images
 from compress import recipe as recipes
 from compress import registry
-from compress.components import find, kind_of, read_arch
+from compress.components import find, kind_of, read_arch, weights_of
 from compress.errors import UserError
 from compress.files import sha256
 from compress.nn import cost
@@ -117,6 +117,7 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None) -> Plan:
     """
     teacher = find(recipe.component, checkpoint)
     arch = read_arch(teacher)
+    weights_of(teacher)
     companion = _companion(recipe, arch, checkpoint)
     calibration, evaluation = recipe.data.calibration, recipe.data.evaluation
     calibration_set = images.load(
@@ -172,10 +173,7 @@ def _check_exports(recipe: Recipe, prediction: Prediction) -> None:
 
 
 def _folder_digest(folder: Path) -> dict[str, str]:
-    weights = folder / "weights.safetensors"
-    if not weights.exists():
-        raise UserError(f"{weights} does not exist; a component folder holds arch.json and weights.safetensors")
-    return {name: sha256(folder / name) for name in ("arch.json", "weights.safetensors")}
+    return {path.name: sha256(path) for path in (folder / "arch.json", weights_of(folder))}
 
 
 def _stage_key(stage: PlannedConfig, method: Any, parent: str, seed: int, data: dict[str, str]) -> str:

@@ -1,9 +1,32 @@
 """What is compressed: one file per component; presets are folders beside them.
 
-`load("md-tiny/decoder")` gives the trained module of a preset, ready to use.
+`load("md-tiny/decoder")` gives the trained module of a preset, ready to use. Presets of published architectures have no
+weights: they are counted, planned with, and built for weights that come from elsewhere.
 """
 
-from compress.components._folder import component_cost, find, load, load_variant, names, read_arch, save_variant
+from compress.components._folder import (
+    component_cost,
+    find,
+    has_weights,
+    load,
+    load_variant,
+    names,
+    read_arch,
+    save_variant,
+    weights_of,
+)
 from compress.components._kinds import build, kind_of
 
-__all__ = ["build", "component_cost", "find", "kind_of", "load", "load_variant", "names", "read_arch", "save_variant"]
+__all__ = [
+    "build",
+    "component_cost",
+    "find",
+    "has_weights",
+    "kind_of",
+    "load",
+    "load_variant",
+    "names",
+    "read_arch",
+    "save_variant",
+    "weights_of",
+]

@@ -56,6 +56,29 @@ def load(component: str) -> nn.Module:
     return load_variant(find(component), component).module
 
 
+def weights_of(folder: Path) -> Path:
+    """The file of a component folder that holds its weights.
+
+    Raises:
+        UserError: it has none; says what to do.
+    """
+    path = folder / "weights.safetensors"
+    if path.exists():
+        return path
+    if folder.is_relative_to(PRESETS):
+        name = folder.relative_to(PRESETS).as_posix()
+        raise UserError(
+            f"{name} is an architecture that comes without weights; give a folder that has them with "
+            f"--checkpoint FOLDER ({folder.name}/arch.json and {folder.name}/weights.safetensors in it)"
+        )
+    raise UserError(f"{path} does not exist; a component folder holds arch.json and weights.safetensors")
+
+
+def has_weights(component: str) -> bool:
+    """Whether a preset comes trained; else it is an architecture alone."""
+    return (find(component) / "weights.safetensors").exists()
+
+
 def read_arch(folder: Path) -> Arch:
     """The architecture of a component folder; its weights are not opened."""
     return arch_from_json(read_json(folder / "arch.json"), folder / "arch.json")
@@ -77,8 +100,9 @@ def load_variant(folder: Path, component: str | None = None) -> Variant:
         UserError: a file is missing, truncated, of another architecture (tensors named), or holds NaN or Inf.
     """
     arch = read_arch(folder)
+    weights = weights_of(folder)
     module = _quantized_shape(build(arch), folder / "quantization.json")
-    _load_tensors(module, folder / "weights.safetensors")
+    _load_tensors(module, weights)
     lineage = folder / "lineage.json"
     name, stages = read_lineage(lineage) if lineage.exists() else (folder.name, ())
     return Variant(component=component or name, arch=arch, module=module.requires_grad_(False).eval(), lineage=stages)
@@ -138,8 +162,6 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         _check_length(path)
         return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
     except (SafetensorError, struct.error, ValueError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from error
 

@@ -79,6 +79,25 @@ def example_inputs(kind: Kind, config: Any, pixels: int) -> tuple[torch.Tensor, 
     return (torch.zeros(kind.input_shape(config, pixels), device="meta"),)
 
 
+def writes(layer: str, *, bias: bool = True) -> tuple[ChannelSlice, ...]:
+    """The tensors of a convolution or linear layer that make a group's channels."""
+    weight = ChannelSlice(tensor=f"{layer}.weight", axis=0, role="writes")
+    return (weight, ChannelSlice(tensor=f"{layer}.bias", axis=0, role="writes")) if bias else (weight,)
+
+
+def reads(layer: str) -> tuple[ChannelSlice, ...]:
+    """The tensor of a convolution or linear layer that consumes a group's channels."""
+    return (ChannelSlice(tensor=f"{layer}.weight", axis=1, role="reads"),)
+
+
+def norms(layer: str) -> tuple[ChannelSlice, ...]:
+    """The tensors of a norm that scale each of a group's channels."""
+    return (
+        ChannelSlice(tensor=f"{layer}.weight", axis=0, role="norm"),
+        ChannelSlice(tensor=f"{layer}.bias", axis=0, role="norm"),
+    )
+
+
 def take_channels(
     state: Mapping[str, torch.Tensor], groups: Sequence[ChannelGroup], kept: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:

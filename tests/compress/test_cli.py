@@ -391,12 +391,29 @@ class TestLookups:
         assert first["macs"] == channels.numel() * 32 * 32
         half = json.loads(run("models", "show", "md-tiny/decoder", "--pixels", "128", "--json")[1])
         assert half["macs"] * 4 == shown["macs"]
+        assert sum(block["macs"] for block in shown["blocks"]) == shown["macs"]
+        assert shown["bytes"]["fp32"] == shown["weight_bytes"] == 2 * shown["bytes"]["fp16"]
+        assert shown["bytes"]["int4"] < shown["bytes"]["int8"] < shown["bytes"]["fp16"]
 
     def test_models(self, run: Run) -> None:
-        assert "md-tiny/decoder" in json.loads(run("models", "list", "--json")[1])
-        assert "conv_out" in run("models", "show", "md-tiny/decoder")[1]
+        listed = json.loads(run("models", "list", "--json")[1])
+        assert listed["md-tiny/decoder"]["weights"] and not listed["stable-diffusion-1.5/decoder"]["weights"]
+        assert listed["taesd/decoder"]["parameters"] == 1_222_531
+        table = run("models", "list")[1]
+        assert [line.split() for line in table.splitlines() if "taesd/decoder" in line] == [
+            ["taesd/decoder", "1,222,531", "70.7G", "no"]
+        ]
+        blocks = run("models", "show", "md-tiny/decoder")[1]
+        assert "conv_out" in blocks and "levels.0.resnets.0 " in blocks and "resnets.0.conv1" not in blocks
+        layers = run("models", "show", "md-tiny/decoder", "--layers")[1]
+        assert "levels.0.resnets.0.conv1" in layers and "in int4" in layers
+        assert "--checkpoint" in run("models", "show", "taesd/decoder")[1]
         mistake(run("models", "show", "md-tiny/decodr"), "did you mean 'md-tiny/decoder'?")
         mistake(run("models", "show", "md-tiny/decoder", "--pixels", "100"), "multiple of 8")
+
+    def test_a_recipe_on_an_architecture_without_weights_is_told_what_to_do(self, run: Run, write: Write) -> None:
+        for component in ("stable-diffusion-1.5/decoder", "snapfusion/decoder"):
+            mistake(run("plan", write(component=component)), component, "without weights", "--checkpoint FOLDER")
 
     def test_methods(self, run: Run) -> None:
         listed = json.loads(run("methods", "--json")[1])

@@ -190,7 +190,6 @@ def test_files_that_are_not_there(folder):
         (lambda d: d["config"]["levels"].pop(), "3 levels"),
         (lambda d: d.update(config=None), "config"),
         (lambda d: d.update(kind="vae.painter"), "no component of kind 'vae.painter'; known: "),
-        (lambda d: d.update(kind="vae.painter"), "vae.decoder, vae.encoder"),
         (lambda d: d.update(kind="decoder"), "no component of kind 'decoder'"),
         (lambda d: d.update(kind=None), "it needs schema: 1, kind and config"),
         (lambda d: d.update(schema=2), "it needs schema: 1"),

@@ -1,0 +1,94 @@
+"""What `models list` and `models show` say, as JSON and as tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from compress import drawing
+from compress.components import component_cost, find, has_weights, kind_of, names, read_arch
+from compress.errors import UserError
+from compress.nn.cost import by_block
+
+LIST_PIXELS = 512  # side of the image that `models list` counts for, as the papers do
+BAR = 24  # characters of the longest bar
+PRECISIONS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+
+
+def listed() -> dict[str, dict[str, Any]]:
+    """Every preset with its parameters, its MACs for a 512x512 image, and whether it has weights."""
+    found = {}
+    for name in names():
+        cost = component_cost(name, LIST_PIXELS)
+        found[name] = {"parameters": cost.parameters, "macs": cost.macs, "weights": has_weights(name)}
+    return found
+
+
+def list_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row per preset."""
+    rows = [
+        (name, f"{x['parameters']:,}", drawing.count(x["macs"]), "yes" if x["weights"] else "no")
+        for name, x in found.items()
+    ]
+    columns = ("component", "parameters", f"MACs at {LIST_PIXELS}", "weights")
+    return drawing.table(columns, rows, numeric=columns[1:3])
+
+
+def shown(name: str, pixels: int) -> dict[str, Any]:
+    """What one preset costs for an image of `pixels` x `pixels`: totals, blocks, layers.
+
+    Raises:
+        UserError: no such preset, or a size that no latents have.
+    """
+    if pixels < 8 or pixels % 8:
+        raise UserError(f"--pixels {pixels}: a positive multiple of 8 is needed")
+    arch = read_arch(find(name))
+    cost = component_cost(name, pixels)
+    blocks = by_block(cost, [block.name for block in kind_of(arch.kind).blocks(arch.config)])
+    return {
+        "name": name,
+        "pixels": pixels,
+        "trained": has_weights(name),
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "weight_bytes": cost.weight_bytes,
+        "bytes": {label: cost.weight_bytes_at(bits) for label, bits in PRECISIONS.items()},
+        "activations": cost.activations,
+        "peak_activations": cost.peak_activations,
+        "blocks": [asdict(block) for block in blocks],
+        "layers": [asdict(layer) for layer in cost.layers],
+    }
+
+
+def part_table(parts: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per block or layer, with a bar of its share of the MACs."""
+    most = max((part["macs"] for part in parts), default=0) or 1
+    last = "peak" if parts and "peak_activations" in parts[0] else "kind"
+    rows = [
+        (
+            part["name"],
+            drawing.count(part["parameters"]),
+            drawing.count(part["macs"]),
+            drawing.count(part["activations"]),
+            drawing.count(part["peak_activations"]) if last == "peak" else part["kind"],
+            "█" * round(BAR * part["macs"] / most),
+        )
+        for part in parts
+    ]
+    columns = ("block" if last == "peak" else "layer", "parameters", "MACs", "activations", last, "")
+    return drawing.table(columns, rows, numeric=columns[1:4] + (("peak",) if last == "peak" else ()))
+
+
+def totals(found: Mapping[str, Any]) -> str:
+    """The lines under the table."""
+    sizes = ", ".join(f"{drawing.size(size)} in {label}" for label, size in found["bytes"].items())
+    peak = found["peak_activations"]
+    weights = "" if found["trained"] else "\ncomes without weights: a recipe on it needs --checkpoint FOLDER"
+    return (
+        f"{found['name']}: {found['parameters']:,} parameters, {found['macs']:,} MACs for one image of "
+        f"{found['pixels']}x{found['pixels']}\n"
+        f"weights {sizes} (integers: one scale per output channel)\n"
+        f"activations at once: at least {drawing.size(4 * peak)} in fp32, {drawing.size(2 * peak)} in fp16, "
+        f"{drawing.size(peak)} in int8{weights}"
+    )
