@@ -197,7 +197,7 @@ def _forecast(prediction: Prediction, pixels: int) -> Forecast:
         kind = kind_of(arch.kind)
         with torch.device("meta"):
             module = kind.build(arch.config)
-        measured = cost.measure(module, [tuple(x.shape) for x in example_inputs(kind, arch.config, pixels)])
+        measured = cost.measure(module, example_inputs(kind, arch.config, pixels))
         costs.append(measured)
         stored.append(measured.weight_bytes - _bytes_saved(module, prediction))
     return Forecast(

@@ -90,7 +90,7 @@ def component_cost(component: str, pixels: int) -> Cost:
     kind = kind_of(arch.kind)
     with torch.device("meta"):
         module = kind.build(arch.config)
-    return measure(module, [tuple(x.shape) for x in example_inputs(kind, arch.config, pixels)])
+    return measure(module, example_inputs(kind, arch.config, pixels))
 
 
 def load_variant(folder: Path, component: str | None = None) -> Variant:

@@ -87,7 +87,7 @@ class EncoderConfig:
 
 
 def check(config: DecoderConfig | EncoderConfig, *, at_latents: int) -> None:
-    """Refuse what could not be built, with the level and the numbers.
+    """Refuse what could not be built, with the level and the numbers; level `at_latents` is beside the mid block.
 
     Raises:
         ValueError: widths that do not fit together.
@@ -108,10 +108,9 @@ def check(config: DecoderConfig | EncoderConfig, *, at_latents: int) -> None:
             where = f"level {index} is {arrives} wide" + ("" if level.entry is None else " at its entry")
             problems.append(f"levels.{index - 1}: step {before}, but {where}")
         before = level.step
+    problems += _problems_of_mid(config)
     if problems:
-        raise ValueError("; ".join(problems + _problems_of_mid(config)))
-    if found := _problems_of_mid(config):
-        raise ValueError("; ".join(found))
+        raise ValueError("; ".join(problems))
 
 
 def _problems_of_level(config: DecoderConfig | EncoderConfig, index: int, at_latents: int) -> list[str]:

@@ -105,13 +105,13 @@ def take_channels(
     masks: dict[tuple[str, int], torch.Tensor] = {}  # offsets count before any cut, so each axis is cut once
     for group in groups:
         if group.name in kept:
-            stays = torch.zeros(group.width, dtype=torch.bool)
+            stays = torch.zeros(group.width, dtype=torch.bool, device="cpu")
             stays[kept[group.name]] = True
             for part in group.slices:
                 size = state[part.tensor].shape[part.axis]
-                mask = masks.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool))
+                mask = masks.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool, device="cpu"))
                 mask[part.offset : part.offset + group.width * part.span] = stays.repeat_interleave(part.span)
     cut = dict(state)
     for (name, axis), mask in masks.items():
-        cut[name] = cut[name].index_select(axis, mask.nonzero()[:, 0])
+        cut[name] = cut[name].index_select(axis, mask.nonzero()[:, 0].to(cut[name].device))
     return {name: tensor.contiguous() for name, tensor in cut.items()}

@@ -159,7 +159,7 @@ def _saved(kind: Kind, arch: Arch, blocks: Sequence[str]) -> dict[str, _Saved]:
     def measured(config: object) -> cost.Cost:
         with torch.device("meta"):
             module = kind.build(config)
-        return cost.measure(module, [tuple(x.shape) for x in example_inputs(kind, config, 64)])
+        return cost.measure(module, example_inputs(kind, config, 64))
 
     whole = measured(arch.config)
     rest = {block: measured(kind.without_blocks(arch.config, [block]).config) for block in blocks}

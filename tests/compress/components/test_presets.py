@@ -1,6 +1,7 @@
 """The presets that come with the project: those that are trained make pictures, the others have the published size."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,10 +42,19 @@ def test_the_lite_decoder_is_the_other_one_at_half_width():
     kind = kind_of(full.kind)
     groups = kind.channel_groups(full.config)
     assert kind.with_widths(full.config, {group.name: group.width // 2 for group in groups}) == lite.config
+    kept = {g.name: torch.arange(0, g.width, 2) for g in groups}
     with torch.device("meta"):
-        state = build(full).state_dict()
-        cut = take_channels(state, groups, {g.name: torch.arange(0, g.width, 2) for g in groups})
+        cut = take_channels(build(full).state_dict(), groups, kept)
         build(lite).load_state_dict(cut, assign=True)
+
+
+def test_snapfusions_decoder_is_stable_diffusions_at_half_width():
+    """But for the scale of attention's scores, which a cut network keeps."""
+    full, half = (read_arch(find(f"{family}/decoder")) for family in ("stable-diffusion-1.5", "snapfusion"))
+    kind = kind_of(full.kind)
+    cut = kind.with_widths(full.config, {g.name: g.width // 2 for g in kind.channel_groups(full.config)})
+    attention = replace(cut.mid.attention, scale_width=256)
+    assert replace(cut, mid=replace(cut.mid, attention=attention)) == half.config
 
 
 @pytest.mark.parametrize("name", [n for n in components.names() if n.split("/")[1] in ("decoder", "encoder")])
