@@ -8,6 +8,7 @@ Cost: `steps` times one pass of the teacher and three of the student over `batch
 """
 
 import copy
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ from compress.records import Achieved, Needs, Prediction, StageInput, StageResul
 from compress.schema import Schema
 
 NEEDS = Needs.TRAINING
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (reference, candidate) -> one value per image
 ERROR_FLOOR = 1e-5  # squared error below which a crop counts as reproduced (50 dB)
 
 
@@ -77,7 +79,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     )
 
 
-def distance(image: torch.Tensor, target: torch.Tensor, lpips: nn.Module | None, lpips_weight: float) -> torch.Tensor:
+def distance(image: torch.Tensor, target: torch.Tensor, lpips: Distance | None, lpips_weight: float) -> torch.Tensor:
     """Mean over crops of the log squared error, plus weighted LPIPS; images [n, 3, h, w] in [0, 1]."""
     error = (image - target).square().mean(dim=(1, 2, 3))
     loss = (error + ERROR_FLOOR).log().mean()

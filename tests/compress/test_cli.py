@@ -118,7 +118,7 @@ class TestRecipes:
         assert ["seed" in line for line in bad["mistakes"]] == [True]
 
     def test_an_unknown_name_is_answered_with_a_guess(self, run: Run) -> None:
-        mistake(run("plan", "decoder/d4_c50_kd_w8a9"), f"did you mean '{SHIPPED}'?")
+        mistake(run("plan", "decoder/d4_c50_kd_w8a9"), f"did you mean '{SHIPPED}'")
         mistake(run("check"), "name at least one recipe")
 
     def test_a_file_that_is_no_recipe(self, run: Run, tmp_path: Path) -> None:
