@@ -27,6 +27,7 @@ from safetensors.torch import save as save_tensors
 
 from compress.errors import MissingExtra, UserError
 from compress.schema import Schema
+from compress.zoo_card import readme
 
 SCHEMA = 1
 INDEX = "index.json"
@@ -262,24 +263,7 @@ def _build(folder: Path, entry: Entry) -> None:
     (folder / "recipe.yaml").write_bytes(entry.recipe.encode())
     (folder / "verdicts.json").write_bytes(_json(card.verdicts))
     (folder / "card.json").write_bytes(_json(card.model_dump()))
-    (folder / "README.md").write_bytes(_readme(card).encode())
-
-
-def _readme(card: _Card) -> str:
-    lines = [f"# {card.name}", "", f"A variant of `{card.component}`. This page is made from card.json.", ""]
-    lines += [f"![sample]({card.preview})", ""] if card.preview else []
-    lines += _table(("fact", "value"), sorted(card.facts.items()))
-    keys = ("metric", "statistic", "against", "value", "limit", "passed")
-    lines += ["## Gates", "", *_table(keys, [tuple(v.get(key, "") for key in keys) for v in card.verdicts])]
-    files = [(name, f.bytes, f"`{f.sha256}`") for name, f in sorted(card.files.items())]
-    lines += ["## Files", "", *_table(("file", "bytes", "SHA-256"), files)]
-    lines += ["How it was made: recipe.yaml. To check it: `mdcompress zoo verify ZOO_DIR`.", ""]
-    return "\n".join(lines)
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *cells)] + [""]
+    (folder / "README.md").write_bytes(readme(card.model_dump()).encode())
 
 
 def _json(value: Any) -> bytes:

@@ -1,0 +1,61 @@
+"""The model card of a zoo entry, as Markdown: every number in it comes from card.json, none is typed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+LIMITS = {"min": "at least", "max": "at most", "max_drop": "drop at most", "max_rise": "rise at most"}
+PAIRED = ("psnr", "ssim", "lpips")
+
+
+def readme(card: Mapping[str, Any]) -> str:
+    """README.md of an entry."""
+    lines = [f"# {card['name']}", "", f"A variant of `{card['component']}`. This page is made from card.json.", ""]
+    if card["preview"]:
+        lines += [
+            f"![sample]({card['preview']})",
+            "",
+            "Left the uncompressed model, right this file in its runtime.",
+            "",
+        ]
+    lines += _facts(card["facts"])
+    lines += ["## Gates", "", *_table(("judged", "gate", "value", "limit", ""), [_gate(v) for v in card["verdicts"]])]
+    files = [(name, f["bytes"], f"`{f['sha256']}`") for name, f in sorted(card["files"].items())]
+    lines += ["## Files", "", *_table(("file", "bytes", "SHA-256"), files)]
+    lines += ["How it was made: recipe.yaml. To check it: `mdcompress zoo verify ZOO_DIR`.", ""]
+    return "\n".join(lines)
+
+
+def _facts(facts: Mapping[str, Any]) -> list[str]:
+    """Scores beside the uncompressed model's first, then everything else."""
+    paired = {m: (f"{m}_mean_of_teacher", f"{m}_mean") for m in PAIRED}
+    paired = {m: keys for m, keys in paired.items() if facts.keys() >= set(keys)}
+    rows = [(f"{m.upper()}, mean", *(_number(facts[key]) for key in keys)) for m, keys in paired.items()]
+    shown = {key for keys in paired.values() for key in keys}
+    lines = _table(("to the photographs", "uncompressed", "this variant"), rows) if rows else []
+    others = [(key, value) for key, value in sorted(facts.items()) if key not in shown]
+    return lines + _table(("fact", "value"), others)
+
+
+def _gate(verdict: Mapping[str, Any]) -> tuple[str, ...]:
+    metric = verdict.get("metric", "")
+    net = f" ({verdict['net']})" if verdict.get("net") else ""
+    if metric == "achieved":
+        what = f"achieved: {verdict.get('statistic', '')}"
+    else:
+        owner = "uncompressed model's " if verdict.get("of") == "reference" else ""
+        what = f"{owner}{metric}{net}, {verdict.get('statistic', '')}"
+    limit = LIMITS.get(verdict.get("kind", ""), "ratio at most")
+    value = "exact" if verdict.get("exact") else _number(verdict.get("value"))
+    state = "passed" if verdict.get("passed") else "failed"
+    return str(verdict.get("subject", "")), what, value, f"{limit} {_number(verdict.get('limit'))}", state
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.4g}"
+    return f"{int(value)}" if isinstance(value, int | float) else str(value)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *cells)] + [""]
