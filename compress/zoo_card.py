@@ -3,7 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-LIMITS = {"min": "at least", "max": "at most", "max_drop": "drop at most", "max_rise": "rise at most"}
+LIMITS = {
+    "min": "at least",
+    "max": "at most",
+    "max_drop": "drop at most",
+    "max_rise": "rise at most",
+    "max_ratio": "ratio at most",
+}
 PAIRED = ("psnr", "ssim", "lpips")
 
 
@@ -44,7 +50,7 @@ def _gate(verdict: Mapping[str, Any]) -> tuple[str, ...]:
     else:
         owner = "uncompressed model's " if verdict.get("of") == "reference" else ""
         what = f"{owner}{metric}{net}, {verdict.get('statistic', '')}"
-    limit = LIMITS.get(verdict.get("kind", ""), "ratio at most")
+    limit = LIMITS.get(verdict.get("kind", ""), "limit")
     value = "exact" if verdict.get("exact") else _number(verdict.get("value"))
     state = "passed" if verdict.get("passed") else "failed"
     return str(verdict.get("subject", "")), what, value, f"{limit} {_number(verdict.get('limit'))}", state
