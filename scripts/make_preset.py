@@ -57,6 +57,7 @@ def card(name: str, spec: dict, log: list[dict], facts: dict, tables: dict[str, 
         f"- steps: {log[-1]['step']:,}, seed {spec['seed']}, bfloat16 on 2 CPU cores; "
         + ", ".join(f"{p['steps']} of {p['batch']} crops at {p['crop']} px" for p in spec["phases"])
         + f"; LPIPS ({spec['lpips_net']}) in the last {spec['phases'][-1]['steps']}",
+        *([f"- history: {spec['history']}"] if spec.get("history") else []),
         "",
     ]
     for title, rows in tables.items():
