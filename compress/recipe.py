@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
+from ruamel.yaml.representer import SafeRepresenter
 
 from compress import registry
 from compress.editor_schema import json_schema
@@ -128,9 +129,21 @@ def _dumped(record: BaseModel) -> dict[str, Any]:
     return record.model_dump(mode="json", by_alias=True)
 
 
+class _Representer(SafeRepresenter):
+    """Quotes words with line breaks of any kind or other control characters: written plain, some read back changed."""
+
+
+def _word(representer: SafeRepresenter, text: str) -> Any:
+    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Representer.add_representer(str, _word)
+
+
 def to_yaml(recipe: Recipe) -> str:
     """A file that reads back as the same recipe."""
     yaml: Any = YAML(typ="safe", pure=True)  # its settings are untyped
+    yaml.Representer = _Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     yaml.width = 120

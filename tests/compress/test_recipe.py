@@ -341,6 +341,15 @@ def test_yaml_and_back_and_any_order_of_keys(folder: Path, document: dict[str, A
     assert digest(shuffled) == digest(recipe)
 
 
+@pytest.mark.parametrize("word", ["0\x85", "a\u2028b", "tab\there", " edge ", "x\ny", "a\x07b", "a: b # c"])
+def test_a_word_with_odd_characters_comes_back_as_it_was(folder: Path, word: str) -> None:
+    document = as_written(_read(EXAMPLE))
+    document["stages"][0]["keep"] = [word]
+    recipe = _read(json.dumps(document))
+    assert recipe.stages[0].config.keep == (word,)
+    assert _read(to_yaml(recipe)) == recipe
+
+
 def test_a_digest_sees_values_and_nothing_else(folder: Path) -> None:
     first = digest(_read(EXAMPLE))
     assert len(first) == 64
