@@ -72,7 +72,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
                 what="channels removed",
                 requested=round(asked),
                 achieved=before - after,
-                unit=f"of {before} channels",
+                unit="channels",
                 met=abs(before - after - asked) <= step and after < before,
             ),
         ),
