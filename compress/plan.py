@@ -22,6 +22,8 @@ from compress.recipe import PlannedConfig, Recipe
 from compress.records import Arch, Needs, Prediction
 from compress.store import code_digest, key_of
 
+CHECKED_PIXELS = 64  # side of the image with which two components are tried on each other
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
@@ -156,7 +158,24 @@ def _companion(recipe: Recipe, arch: Arch, checkpoint: Path | None) -> Path:
     if leaf is None:
         raise UserError(f"component: {recipe.component} is a {arch.kind}; recipes compress image decoders so far")
     family = recipe.component.rpartition("/")[0]
-    return find(f"{family}/{leaf}", checkpoint)
+    folder = find(f"{family}/{leaf}", checkpoint)
+    companion = read_arch(folder)
+    if companion.kind.rpartition(".")[2] != leaf:
+        raise UserError(
+            f"{checkpoint} has no {leaf}; a checkpoint for {recipe.component} is a folder with "
+            f"{recipe.component.rpartition('/')[2]}/ and {leaf}/ in it, each with arch.json and weights.safetensors"
+        )
+    given, wanted = _output_shape(companion), kind_of(arch.kind).input_shape(arch.config, CHECKED_PIXELS)
+    if given != wanted:
+        raise UserError(f"{folder} makes inputs of shape {list(given)}, {recipe.component} takes {list(wanted)}")
+    return folder
+
+
+def _output_shape(arch: Arch) -> tuple[int, ...]:
+    kind = kind_of(arch.kind)
+    with torch.device("meta"):
+        module = kind.build(arch.config)
+    return tuple(module(*example_inputs(kind, arch.config, CHECKED_PIXELS)).shape)
 
 
 def _check_exports(recipe: Recipe, prediction: Prediction) -> None:

@@ -73,7 +73,13 @@ def apply(stage: StageInput, config: Config) -> StageResult:
         arch=stage.variant.arch,
         module=trained.requires_grad_(False).eval(),
         achieved=(
-            Achieved(what="training steps", requested=config.steps, achieved=config.steps, unit="steps", met=True),
+            Achieved(
+                what="training steps",
+                requested=config.steps,
+                achieved=len(losses),
+                unit="steps",
+                met=len(losses) == config.steps,
+            ),
         ),
         notes=(f"mean loss of the last {len(tail)} steps: {sum(tail) / len(tail):.4f}",) if tail else (),
     )

@@ -36,17 +36,17 @@ def replaced(module: nn.Module, swaps: Mapping[str, nn.Module]) -> nn.Module:
     return new
 
 
-def float_twin(module: nn.Module, *, effective_bias: bool = False) -> nn.Module:
+def float_twin(module: nn.Module) -> nn.Module:
     """The same network with every quantized layer as a float layer on its dequantized weight, activations left float.
 
     This is the graph that exporters trace; names are kept, so integers can be put back where they came from.
     """
-    return replaced(module, {name: _float_layer(q, effective_bias) for name, q in quantized(module).items()})
+    return replaced(module, {name: _float_layer(q) for name, q in quantized(module).items()})
 
 
-def _float_layer(q: QConv2d | QLinear, effective_bias: bool) -> nn.Module:
+def _float_layer(q: QConv2d | QLinear) -> nn.Module:
     weight = dequantize(q.quantized_weight)
-    bias = q.effective_bias() if effective_bias else q.bias
+    bias = q.bias
     with torch.device("meta"):
         if isinstance(q, QConv2d):
             height, width = weight.shape[2:]

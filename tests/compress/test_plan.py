@@ -178,3 +178,16 @@ def test_the_bytes_of_quantized_weights_are_forecast_exactly(made, recipe, tmp_p
     done = rtn.apply(tiny.stage_input(tmp_path), stage.config).module
     stored = cost.measure(done, [(1, 8, 8, 8)]).weight_bytes
     assert (forecast.weight_bytes.low, forecast.weight_bytes.high) == (stored, stored)
+
+
+def test_a_checkpoint_of_one_part_alone_is_named(made, recipe):
+    with pytest.raises(UserError, match=r"has no encoder; a checkpoint for .* is a folder with decoder/ and encoder/"):
+        make_plan(recipe, checkpoint=made / "checkpoint" / "decoder")
+
+
+def test_parts_that_do_not_fit_each_other_are_named(made, recipe, tmp_path):
+    other = replace(tiny.decoder().arch, config=replace(tiny.DECODER, latent_channels=4))
+    save_variant(replace(tiny.decoder(), arch=other, module=build(other)), tmp_path / "decoder")
+    save_variant(tiny.encoder(), tmp_path / "encoder")
+    with pytest.raises(UserError, match=r"makes inputs of shape \[1, 8, 8, 8\], .* takes \[1, 4, 8, 8\]"):
+        make_plan(recipe, checkpoint=tmp_path)
