@@ -19,11 +19,12 @@ def table(run: Path) -> str:
     seconds = sum(event.get("seconds", 0) for event in map(json.loads, (run / "events.jsonl").read_text().splitlines()))
     reference = plan["reference"]
     sizes = next(v for v in verdicts if v["metric"] == "size" and v["subject"] == "onnx")
+    latency = next(v for v in verdicts if v["metric"] == "latency" and v["subject"] == "onnx")
     rows = [
         ("parameters", f"{reference['parameters']['low']:,}", f"{facts['parameters']:,}"),
         ("MACs per image", f"{reference['macs']['low'] / 1e9:.2f} G", f"{facts['macs'] / 1e9:.2f} G"),
         ("ONNX file", f"{facts['bytes'] / sizes['value'] / 1e6:.2f} MB", f"{facts['bytes'] / 1e6:.2f} MB"),
-        ("latency in ONNX Runtime", "1", f"{facts['latency_ratio']:.2f}"),
+        ("latency in ONNX Runtime", "1", f"{latency['value']:.2f} ({latency['low']:.2f} to {latency['high']:.2f})"),
         ("PSNR to the photographs, mean", f"{facts['psnr_mean_of_teacher']:.2f} dB", f"{facts['psnr_mean']:.2f} dB"),
         ("SSIM, mean", f"{facts['ssim_mean_of_teacher']:.3f}", f"{facts['ssim_mean']:.3f}"),
         ("LPIPS (st-alex), mean", f"{facts['lpips_mean_of_teacher']:.3f}", f"{facts['lpips_mean']:.3f}"),
