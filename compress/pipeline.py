@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from calibration import images
 from compress import evaluation, registry, verdicts
 from compress import zoo as zoos
@@ -17,8 +15,9 @@ from compress.evaluation import Job, Measured, StageSummary
 from compress.export_stage import Exported, export_and_gate
 from compress.files import read_json, write_json
 from compress.nn import cost
+from compress.nn.batches import outputs, take
 from compress.plan import Plan, PlannedStage
-from compress.records import StageInput, StageRecord, Variant
+from compress.records import Inputs, StageInput, StageRecord, Variant
 from compress.reporting import write_report
 from compress.runs import Emit, Event, RunFolder
 from compress.store import Store
@@ -119,13 +118,13 @@ def _run_stage(job: Job, stage: PlannedStage, name: str, parent: Variant) -> Pat
     photographs = images.load(data.source, split="calibration", count=data.count, size=data.size)
     sampler = images.sampler(data.source, "calibration")
 
-    def sample(step: int, batch: int, pixels: int) -> torch.Tensor:
-        return evaluation.run_in_batches(companion, sampler.crops(step, batch, pixels, seed), batch)
+    def sample(step: int, batch: int, pixels: int) -> Inputs:
+        return (outputs(companion, (sampler.crops(step, batch, pixels, seed),), batch),)
 
     given = StageInput(
         variant=parent,
         teacher=job.teacher.module,
-        inputs=evaluation.run_in_batches(companion, photographs.images),
+        inputs=(outputs(companion, (photographs.images,)),),
         sample=sample,
         seed=seed,
         scratch=job.store.scratch(stage.key),
@@ -166,13 +165,13 @@ def _summary(
     job: Job, item: Ran, photographs: evaluation.Photographs, before: Sequence[StageSummary], *, last: bool
 ) -> StageSummary:
     """One stage's variant, measured; the last one with everything that the gates ask for."""
-    module, example = item.variant.module, photographs.inputs[:1]
+    module, example = item.variant.module, take(photographs.inputs, 0, 1)
     specs = evaluation.specs(job.plan.recipe.gates)
     measurements = evaluation.measured_once(job.store, item.key, photographs, evaluation.image_metrics(specs), module)
     if last:
-        outputs = evaluation.run_in_batches(module, photographs.inputs)
+        pictures = outputs(module, photographs.inputs)
         teacher = before[0].measurements if before else measurements
-        measurements = evaluation.complete(photographs, outputs, specs, teacher, measurements)
+        measurements = evaluation.complete(photographs, pictures, specs, teacher, measurements)
     taken = None
     if before:
         seconds = STAGE_LATENCY_SECONDS if not last or job.plan.recipe.export else evaluation.JUDGED_LATENCY_SECONDS
@@ -182,7 +181,7 @@ def _summary(
         config=", ".join(f"{k}: {v}" for k, v in item.config.items()),
         seconds=item.seconds,
         cached=item.cached,
-        cost=cost.measure(module, [tuple(example.shape)]),
+        cost=cost.measure(module, example),
         measurements=measurements,
         latency=taken,
     )

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+Inputs = tuple[torch.Tensor, ...]  # of one call, samples along the first axis: latents, time steps, text embeddings
+
 
 class Needs(StrEnum):
     """What a method needs besides the variant itself."""
@@ -73,8 +75,8 @@ class StageInput:
 
     variant: Variant
     teacher: nn.Module  # the component as it was loaded
-    inputs: torch.Tensor  # calibration inputs of the component, e.g. latents [n, z, h, w]
-    sample: Callable[[int, int, int], torch.Tensor]  # (step, batch, pixels) -> training inputs, same step same bits
+    inputs: Inputs  # calibration inputs of the component, e.g. latents [n, z, h, w] alone for a decoder
+    sample: Callable[[int, int, int], Inputs]  # (step, batch, pixels) -> training inputs, same step same bits
     seed: int
     scratch: Path  # survives a kill; emptied once the stage's result is stored
     progress: Callable[[int, int, str], None] = field(default=lambda done, total, text: None)

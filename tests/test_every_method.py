@@ -78,10 +78,10 @@ def test_it_has_a_test_file(name):
 @every_method
 def test_it_leaves_its_argument_and_the_teacher_alone(name, tmp_path):
     stage = tiny.stage_input(tmp_path, teacher=tiny.decoder(1).module)
-    before, teacher, inputs = state_of(stage.variant.module), state_of(stage.teacher), stage.inputs.clone()
+    before, teacher, inputs = state_of(stage.variant.module), state_of(stage.teacher), stage.inputs[0].clone()
     result = registry.load(name).apply(stage, config_of(name))
     assert same_state(before, state_of(stage.variant.module)) and same_state(teacher, state_of(stage.teacher))
-    assert torch.equal(stage.inputs, inputs)
+    assert torch.equal(stage.inputs[0], inputs)
     assert result.module is not stage.variant.module
     if registry.load(name).NEEDS == Needs.TRAINING:  # what was trained in place must be a copy
         old = {t.data_ptr() for t in stage.variant.module.state_dict().values()}

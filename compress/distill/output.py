@@ -57,11 +57,11 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     lpips = _lpips(config)
 
     def loss(model: nn.Module, step: int) -> torch.Tensor:
-        inputs = stage.sample(step, config.batch, config.pixels).contiguous(memory_format=torch.channels_last)
+        inputs = [channels_last_input(x) for x in stage.sample(step, config.batch, config.pixels)]
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             with torch.no_grad():
-                target = teacher(inputs)
-            image = model(inputs)
+                target = teacher(*inputs)
+            image = model(*inputs)
         return distance(image.float(), target.float(), lpips, config.lpips_weight)
 
     schedule = Schedule(steps=config.steps, lr=config.lr, checkpoint_every=config.checkpoint_every)
@@ -98,6 +98,11 @@ def channels_last(module: nn.Module) -> nn.Module:
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return module
+
+
+def channels_last_input(x: torch.Tensor) -> torch.Tensor:
+    """An input in the layout of `channels_last` weights, where it has images."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 def fast_bfloat16() -> bool:
