@@ -12,9 +12,17 @@ from jaxtyping import Float
 from torch import nn
 from torch.nn import functional
 
-from compress.components._vae_config import PATCH, Attention, DecoderConfig, EncoderConfig, Level, Mid
-from compress.components._vae_structure import blocks, channel_groups, with_widths, without_blocks
-from compress.nn.blocks import NORM_EPS, Downsample, PixelAttention, ResnetBlock, Upsample
+from compress.components._vae_config import PATCH, Attention, DecoderConfig, EncoderConfig, Inner, Level, Mid
+from compress.components._vae_structure import (
+    blocks,
+    channel_groups,
+    units,
+    with_patches,
+    with_widths,
+    without_blocks,
+)
+from compress.nn.blocks import NORM_EPS, Downsample, PixelAttention, ResnetBlock, ShortcutBlock, Upsample
+from compress.nn.patches import Patch, map_patch
 from compress.nn.structure import Kind
 
 __all__ = [
@@ -29,9 +37,19 @@ __all__ = [
     "Mid",
     "blocks",
     "channel_groups",
+    "units",
+    "with_patches",
     "with_widths",
     "without_blocks",
 ]
+
+
+def _resnet(inner: Inner, width: int, *, entry: int | None = None, norm_groups: int) -> nn.Module:
+    """One ResNet block, or what stands in its place; `entry` is the width before a 1x1 shortcut."""
+    arriving = width if entry is None else entry
+    if isinstance(inner, int):
+        return ResnetBlock(arriving, inner, width, norm_groups=norm_groups, projected=entry is not None)
+    return ShortcutBlock(arriving, width) if inner == "shortcut" else map_patch(inner, width)
 
 
 class ResolutionLevel(nn.Module):
@@ -39,16 +57,10 @@ class ResolutionLevel(nn.Module):
 
     def __init__(self, level: Level, norm_groups: int, step: type[Upsample | Downsample]) -> None:
         super().__init__()
-        arriving = [level.width if level.entry is None or j else level.entry for j in range(len(level.hidden))]
+        entries = (level.entry, *[None] * len(level.hidden))
         self.resnets = nn.ModuleList(
-            ResnetBlock(
-                arriving[j],
-                hidden,
-                level.width,
-                norm_groups=norm_groups,
-                projected=j == 0 and level.entry is not None,
-            )
-            for j, hidden in enumerate(level.hidden)
+            _resnet(hidden, level.width, entry=entry, norm_groups=norm_groups)
+            for hidden, entry in zip(level.hidden, entries, strict=False)
         )
         self.step = nn.Identity() if level.step is None else step(level.width, level.step)
 
@@ -58,24 +70,23 @@ class ResolutionLevel(nn.Module):
         return self.step(x)
 
 
+def _attention(attention: Attention | Patch | None, width: int, norm_groups: int) -> nn.Module | None:
+    if attention is None:
+        return None
+    if isinstance(attention, str):
+        return map_patch(attention, width)
+    sizes = {"scale_width": attention.scale_width, "norm_groups": norm_groups}
+    return PixelAttention(width, attention.keys, attention.values, **sizes)
+
+
 class MidBlock(nn.Module):
     """ResNet blocks, attention or none, ResNet blocks, all at the latents' resolution; [n, c, h, w] to the same."""
 
     def __init__(self, mid: Mid, width: int, norm_groups: int) -> None:
         super().__init__()
-        self.before = nn.ModuleList(ResnetBlock(width, h, width, norm_groups=norm_groups) for h in mid.before)
-        self.attention = (
-            None
-            if mid.attention is None
-            else PixelAttention(
-                width,
-                mid.attention.keys,
-                mid.attention.values,
-                scale_width=mid.attention.scale_width,
-                norm_groups=norm_groups,
-            )
-        )
-        self.after = nn.ModuleList(ResnetBlock(width, h, width, norm_groups=norm_groups) for h in mid.after)
+        self.before = nn.ModuleList(_resnet(h, width, norm_groups=norm_groups) for h in mid.before)
+        self.attention = _attention(mid.attention, width, norm_groups)
+        self.after = nn.ModuleList(_resnet(h, width, norm_groups=norm_groups) for h in mid.after)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.before:
@@ -170,6 +181,8 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
+        units=units,
+        with_patches=with_patches,
         companion="encoder",
     ),
     "encoder": Kind(
@@ -180,6 +193,8 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
+        units=units,
+        with_patches=with_patches,
         companion=None,
     ),
 }

@@ -131,3 +131,14 @@ class DoublingConv(nn.Module):
 
     def forward(self, x: Float[torch.Tensor, "n c h w"]) -> Float[torch.Tensor, "n c h2 w2"]:
         return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class TimedShortcut(nn.Module):
+    """The 1x1 shortcut that is left of a ResNet block taken out; [n, c_in, h, w] to [n, c_out, h, w]."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Float[torch.Tensor, "n c_in h w"], *_: torch.Tensor) -> Float[torch.Tensor, "n c_out h w"]:
+        return self.conv_shortcut(x)
