@@ -288,7 +288,7 @@ KINDS = {
         without_blocks=without_blocks,
         units=units,
         with_patches=with_patches,
-        companion="encoder",
+        feed="latents",
     ),
     "encoder": Kind(
         config=EncoderConfig,
@@ -300,6 +300,6 @@ KINDS = {
         without_blocks=without_blocks,
         units=units,
         with_patches=with_patches,
-        companion=None,
+        feed=None,
     ),
 }

@@ -246,6 +246,6 @@ KINDS = {
         blocks=blocks,
         without_blocks=without_blocks,
         with_patches=with_patches,
-        companion=None,
+        feed=None,
     ),
 }

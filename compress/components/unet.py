@@ -297,6 +297,6 @@ KINDS = {
         without_blocks=without_blocks,
         units=units,
         with_patches=with_patches,
-        companion=None,
+        feed=None,
     ),
 }
