@@ -3,7 +3,8 @@
 Blocks: every ResNet block (the stream passes its place, through its 1x1 shortcut where the channels change, and its
 output stays a skip) and every transformer layer (the last one of a transformer takes its projections along).
 Pairs: a place on the way down, ResNet block and transformer, with its skip and a place on the way up that takes one.
-Stages: the middle, the innermost stage of both ways together, all layers of one transformer.
+Stages: the middle; the innermost stage of both ways, and the middle with it, which would else run on larger maps; all
+layers of one transformer.
 
 Source: pairs and stages are the removals of BK-SDM (Kim et al. 2023, arXiv:2305.15798), section 3.1; single blocks
 those of SnapFusion (Li et al. 2023, arXiv:2306.00980), section 3.2.
@@ -34,7 +35,8 @@ def units(config: UNetConfig) -> tuple[Block, ...]:
         stages.append(Block(name=MIDDLE, unit="stage", takes=takes))
     last = len(config.down) - 1
     for i in range(last + 1):
-        parts = (f"down_blocks.{i}", f"up_blocks.{last - i}")
+        middle = (MIDDLE,) if i == last and config.mid is not None else ()
+        parts = (f"down_blocks.{i}", *middle, f"up_blocks.{last - i}")
         reason = "its step takes the stream to the next resolution: only the innermost stage can go whole"
         unfit = reason if i < last else _unfit(config, frozenset(), frozenset(parts))
         takes = tuple(name for place in places(config) if place.prefix in parts for name in _inside(place))
@@ -159,7 +161,7 @@ def _joined_resolutions(config: UNetConfig) -> Iterator[tuple[int, int]]:
 
 
 def _removal(config: UNetConfig, names: Sequence[str], patch: Patch | None) -> Removal:
-    gone = expanded((*blocks(config), *units(config)), names)
+    gone = expanded(names, blocks(config), lambda: units(config))
     parts = frozenset(part for name in names if "+" in name or name == MIDDLE for part in name.split("+"))
     stages = frozenset(part for part in parts if ".resnets." not in part)
     lost = parts - stages

@@ -127,7 +127,7 @@ def _problems_of_level(config: DecoderConfig | EncoderConfig, index: int, at_lat
         problems.append(f"levels.{index}: an entry needs a level before it and a ResNet block behind it")
     first = 0 if level.entry is None else 1
     problems += [
-        f"levels.{index}: block {j} is '{inner}', but {'has no' if j >= first else 'has a'} 1x1 shortcut"
+        f"levels.{index}: block {j} is '{inner}', but has {'no' if j >= first else 'a'} 1x1 shortcut"
         for j, inner in enumerate(level.hidden)
         if isinstance(inner, str) and (inner == "shortcut") != (j < first)
     ]

@@ -187,7 +187,7 @@ def with_patches(config: Config, names: Sequence[str], patch: Patch) -> Removal:
 
 
 def _removal(config: Config, names: Sequence[str], patch: Patch | None) -> Removal:
-    gone, moves = expanded((*blocks(config), *units(config)), names), Moves()
+    gone, moves = expanded(names, blocks(config), lambda: units(config)), Moves()
     levels = []
     for i, level in enumerate(config.levels):
         row = _Row(where=f"levels.{i}.resnets", width=level.width, projected=level.entry is not None)

@@ -255,7 +255,7 @@ def with_patches(config: Config, names: Sequence[str], patch: Patch) -> Removal:
 
 
 def _removal(config: Config, names: Sequence[str], patch: Patch | None) -> Removal:
-    gone = expanded((*blocks(config), *units(config)), names)
+    gone = expanded(names, blocks(config), lambda: units(config))
     levels: list[Level] = []
     renamed: dict[str, str] = {}
     sites: list[PatchSite] = []

@@ -216,7 +216,7 @@ def with_patches(config: TextEncoderConfig, names: Sequence[str], patch: Patch) 
 
 
 def _removal(config: TextEncoderConfig, names: Sequence[str], patch: Patch | None) -> Removal:
-    gone = expanded(blocks(config), names)
+    gone = expanded(names, blocks(config), tuple)
     left: list[TextLayerConfig | Patch] = []
     renamed: dict[str, str] = {}
     sites: list[PatchSite] = []

@@ -143,13 +143,15 @@ def norms(layer: str) -> tuple[ChannelSlice, ...]:
     )
 
 
-def expanded(blocks: Sequence[Block], names: Sequence[str]) -> frozenset[str]:
-    """The blocks that these names of blocks and units stand for.
+def expanded(names: Sequence[str], blocks: Sequence[Block], units: Callable[[], Sequence[Block]]) -> frozenset[str]:
+    """The blocks that these names of blocks and units stand for; units are found only where a name asks for one.
 
     Raises:
         ValueError: a name is none of theirs, or fixed.
     """
     known = {block.name: block for block in blocks}
+    if not known.keys() >= set(names):
+        known |= {unit.name: unit for unit in units()}
     problems = [f"{name} is no block; blocks are {', '.join(known)}" for name in names if name not in known]
     chosen = [known[name] for name in names if name in known]
     problems += [f"{block.name} cannot be removed: {block.fixed}" for block in chosen if block.fixed]

@@ -7,6 +7,7 @@ architecture, or the one without everything that may go.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from compress.components import kind_of
@@ -14,7 +15,7 @@ from compress.errors import UserError
 from compress.nn.cost import Cost
 from compress.nn.structure import Block
 from compress.prune._depth_config import Config, may_go, named
-from compress.prune._network import Saved, everything, measured, removal_of, saved_by
+from compress.prune._network import Network, Saved, cut, everything, measured, network_of, removal_of, saved_by
 from compress.records import Arch
 
 Order = Sequence[str]
@@ -29,9 +30,8 @@ def ends(arch: Arch, config: Config) -> list[Arch]:
     blocks = everything(kind_of(arch.kind), arch)
     if config.remove is not None:
         return [_without(arch, [b.name for b in named(blocks, config)], config)]
-    candidates, whole = may_go(blocks, config), measured(arch, config.pixels)
-    bare = _without(arch, _largest(candidates), config.model_copy(update={"patch": "none"}))
-    _refuse_too_much(whole, measured(bare, config.pixels), candidates, config)
+    whole, bare = measured(arch, config.pixels), _without_all(arch, config)
+    _refuse_too_much(whole, measured(bare, config.pixels), may_go(blocks, config), config)
     single = may_go(blocks, config.model_copy(update={"units": ("blocks",)}))
     saved = {b.name: saved_by(whole, b, removal_of(arch, [b.name], config.stand_in)) for b in single}
 
@@ -56,21 +56,35 @@ def _without(arch: Arch, names: Order, config: Config) -> Arch:
     return Arch(kind=arch.kind, config=removal_of(arch, names, config.stand_in).config if names else arch.config)
 
 
-def _largest(blocks: Sequence[Block]) -> list[str]:
-    """Everything that may go; a unit instead of what is inside of it, and no two that share blocks."""
-    chosen: list[str] = []
-    taken: set[str] = set()
-    for block in sorted(blocks, key=lambda block: -block.count):
-        inside = set(block.takes or (block.name,))
-        if not inside & taken:
-            chosen.append(block.name)
-            taken |= inside
-    return chosen
+def candidates(network: Network, config: Config) -> list[Block]:
+    """What may go from a network, under its names of today; `keep` is matched against those of the beginning."""
+    blocks = network.kind.blocks(network.arch.config)
+    if set(config.units) != {"blocks"}:
+        blocks = everything(network.kind, network.arch)
+    found = {block.name for block in may_go([_first_named(network, block) for block in blocks], config)}
+    return [block for block in blocks if network.first_name(block.name) in found]
 
 
-def _refuse_too_much(whole: Cost, bare: Cost, candidates: Sequence[Block], config: Config) -> None:
-    if config.blocks is not None and len(candidates) < config.blocks:
-        raise too_few(candidates, config)
+def _first_named(network: Network, block: Block) -> Block:
+    takes = tuple(network.first_name(name) for name in block.takes)
+    return replace(block, name=network.first_name(block.name), takes=takes)
+
+
+def _without_all(arch: Arch, config: Config) -> Arch:
+    """Without everything that may go, largest units first, for as long as anything may."""
+    network = network_of(arch, {})
+    if set(config.units) == {"blocks"}:
+        names = [block.name for block in candidates(network, config)]
+        return Arch(kind=arch.kind, config=removal_of(arch, names, None).config)
+    while found := candidates(network, config):
+        block = max(found, key=lambda block: block.count)
+        network = cut(network, block, removal_of(network.arch, [block.name], None), {})
+    return network.arch
+
+
+def _refuse_too_much(whole: Cost, bare: Cost, free: Sequence[Block], config: Config) -> None:
+    if config.blocks is not None and len(free) < config.blocks:
+        raise too_few(free, config)
     for key, left in (
         ("to_macs_ratio", bare.macs / whole.macs),
         ("to_parameters_ratio", bare.parameters / whole.parameters),
@@ -83,11 +97,11 @@ def _refuse_too_much(whole: Cost, bare: Cost, candidates: Sequence[Block], confi
             )
 
 
-def too_few(candidates: Sequence[Block], config: Config) -> UserError:
+def too_few(free: Sequence[Block], config: Config) -> UserError:
     """The error where fewer can go than were asked for."""
-    names = ", ".join(block.name for block in candidates) or "none"
+    names = ", ".join(block.name for block in free) or "none"
     return UserError(
-        f"prune.depth: blocks: {config.blocks} asked for, but only {len(candidates)} can be removed ({names}); "
+        f"prune.depth: blocks: {config.blocks} asked for, but only {len(free)} can be removed ({names}); "
         "ask for fewer, or shorten keep"
     )
 

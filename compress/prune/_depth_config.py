@@ -86,20 +86,25 @@ def check_patterns(blocks: Sequence[Block], config: Config) -> None:
 
 
 def named(blocks: Sequence[Block], config: Config) -> list[Block]:
-    """The blocks and units that `remove` names, units first; what is inside of a named unit goes with that.
+    """What `remove` names, units first; what is inside of a named unit goes with that.
+
+    A pattern that fits single blocks means those; else it means pairs and stages.
 
     Raises:
         UserError: one of them is fixed, or protected by keep.
     """
-    found = [b for b in blocks if any(matches(b.name, pattern) for pattern in config.remove or ())]
-    for block in found:
+    found: dict[str, Block] = {}
+    for pattern in config.remove or ():
+        fitting = [block for block in blocks if matches(block.name, pattern)]
+        single = [block for block in fitting if block.unit == "block"]
+        found |= {block.name: block for block in single or fitting}
+    for block in found.values():
         protected = "keep protects it" if is_kept((block.name, *block.takes), config) else None
         if reason := block.fixed or protected:
             raise UserError(f"prune.depth: remove: {block.name} cannot be removed: {reason}")
-    found.sort(key=lambda block: -block.count)
     taken: set[str] = set()
     chosen = []
-    for block in found:
+    for block in sorted(found.values(), key=lambda block: -block.count):
         inside = set(block.takes or (block.name,))
         if not inside <= taken:
             chosen.append(block)

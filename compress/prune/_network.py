@@ -1,6 +1,6 @@
 """An architecture with its tensors, and the same without some blocks: what depth pruning passes from step to step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,9 +54,14 @@ def network_of(arch: Arch, state: Mapping[str, torch.Tensor]) -> Network:
     return Network(arch=arch, state=state, names={part: part for part in parts})
 
 
+def units_of(kind: Kind, arch: Arch) -> Iterator[Block]:
+    """Pairs and stages, fixed or not; found when the first one is asked for."""
+    yield from () if kind.units is None else kind.units(arch.config)
+
+
 def everything(kind: Kind, arch: Arch) -> tuple[Block, ...]:
     """Blocks and units, fixed or not."""
-    return (*kind.blocks(arch.config), *(() if kind.units is None else kind.units(arch.config)))
+    return (*kind.blocks(arch.config), *units_of(kind, arch))
 
 
 def removal_of(arch: Arch, names: Sequence[str], patch: Patch | None) -> Removal:

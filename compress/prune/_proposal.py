@@ -19,7 +19,7 @@ class Step:
     parameters: int  # saved, likewise
     milliseconds: float | None  # saved on the host at hand; None where not measured
     damage: float  # mean squared error to the component's own output, with all steps before it
-    score: float  # by which it was chosen: damage per GMAC, million parameters or millisecond saved
+    score: float  # by which it was chosen: damage that it adds per GMAC, million parameters or millisecond saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,10 @@
 Source: SnapFusion (Li et al. 2023, arXiv:2306.00980), section 3.2: blocks ranked by change of quality over change of
 latency; BK-SDM (Kim et al. 2023, arXiv:2305.15798) for removing a block behind an identity shortcut, a pair of blocks
 with their skip, or whole stages.
-Differs: damage is the squared error to the component's own output, MACs stand for latency unless `per` says otherwise,
-and every remaining block is scored again after each removal, because two blocks that are each harmless need not be
-harmless together. A patch, fitted in closed form, may stand in for each removed block, and is there when it is scored.
+Differs: damage is what a removal adds to the squared error to the component's own output, MACs stand for latency unless
+`per` says otherwise, and every remaining block is scored again after each removal, because two blocks that are each
+harmless need not be harmless together. A patch, fitted in closed form, may stand in for each removed block, and is there
+when it is scored.
 With `per: milliseconds` the choice depends on the host and the moment: it is kept with the variant, and a run that
 starts anew may choose otherwise.
 Cost: (blocks + 1) * removals / 2 passes over the calibration inputs.
@@ -17,6 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import torch
 
@@ -26,9 +28,20 @@ from compress.nn.batches import outputs, take
 from compress.nn.qmodules import quantized
 from compress.nn.structure import Block
 from compress.prune._block_latency import saved_ms
-from compress.prune._depth_bounds import ends, too_few
-from compress.prune._depth_config import Config, check_patterns, is_kept, may_go, named
-from compress.prune._network import Network, Saved, cut, everything, measured, network_of, removal_of, rename, saved_by
+from compress.prune._depth_bounds import candidates, ends, too_few
+from compress.prune._depth_config import Config, check_patterns, is_kept, named
+from compress.prune._network import (
+    Network,
+    Saved,
+    cut,
+    everything,
+    measured,
+    network_of,
+    removal_of,
+    rename,
+    saved_by,
+    units_of,
+)
 from compress.prune._patch_fit import fit_patches
 from compress.prune._proposal import UNITS, Proposal, Step
 from compress.records import Achieved, Inputs, Needs, Prediction, Skipped, StageInput, StageResult
@@ -69,7 +82,6 @@ class _Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scored:
-    block: Block
     step: Step
     network: Network  # without it
 
@@ -97,8 +109,8 @@ def propose(stage: StageInput, config: Config) -> Proposal:
     )
     steps: list[Step] = []
     known: dict[str, Step] = {}
-    while candidates := _candidates(task, network, steps):
-        best = _best(task, network, candidates, known, len(steps))
+    while found := _next(task, network, steps):
+        best = _best(task, network, found, known, steps)
         network = best.network
         steps.append(best.step)
     return Proposal(config=config, steps=tuple(steps), left_alone=_left_alone(blocks, config))
@@ -127,7 +139,7 @@ def carry_out(stage: StageInput, proposal: Proposal) -> StageResult:
     )
 
 
-def _candidates(task: _Task, network: Network, steps: Sequence[Step]) -> list[Block]:
+def _next(task: _Task, network: Network, steps: Sequence[Step]) -> list[Block]:
     """What may go next; nothing where the budget is met."""
     config = task.config
     if config.remove is not None:
@@ -144,23 +156,15 @@ def _candidates(task: _Task, network: Network, steps: Sequence[Step]) -> list[Bl
     )
     if met:
         return []
-    renamed = [_first_named(network, block) for block in everything(network.kind, network.arch)]
-    allowed = {block.name for block in may_go(renamed, config)}
-    found = [b for b in everything(network.kind, network.arch) if network.first_name(b.name) in allowed]
+    found = candidates(network, config)
     if not found:
         raise too_few(found, config) if config.blocks else UserError("prune.depth: nothing is left that may go")
     return found
 
 
-def _first_named(network: Network, block: Block) -> Block:
-    """The block under the names that it and its parts had in the beginning."""
-    takes = tuple(network.first_name(name) for name in block.takes)
-    return replace(block, name=network.first_name(block.name), takes=takes)
-
-
 def _called(network: Network, name: str) -> Block:
     """The block or unit that had this name in the beginning."""
-    for block in everything(network.kind, network.arch):
+    for block in chain(network.kind.blocks(network.arch.config), units_of(network.kind, network.arch)):
         if network.first_name(block.name) == name:
             if block.fixed:
                 raise UserError(f"prune.depth: {name} cannot be removed after the others: {block.fixed}")
@@ -168,49 +172,50 @@ def _called(network: Network, name: str) -> Block:
     raise UserError(f"prune.depth: this component has no block {name}, or has lost it to another removal")
 
 
-def _best(task: _Task, network: Network, candidates: Sequence[Block], known: dict[str, Step], done: int) -> _Scored:
+def _best(
+    task: _Task, network: Network, found: Sequence[Block], known: dict[str, Step], steps: Sequence[Step]
+) -> _Scored:
     """The candidate with the least damage for what it saves; `known` holds what was measured in earlier rounds."""
-    config, first = task.config, [network.first_name(block.name) for block in candidates]
+    config, first = task.config, [network.first_name(block.name) for block in found]
     if not config.rescore and known:
-        unknown = [b for b, name in zip(candidates, first, strict=True) if name not in known]
+        unknown = [b for b, name in zip(found, first, strict=True) if name not in known]
         best = min((name for name in first if name in known), key=lambda name: known[name].score, default=None)
-        candidates = [*unknown, *(b for b, name in zip(candidates, first, strict=True) if name == best)]
-    removals = [removal_of(network.arch, [block.name], config.stand_in) for block in candidates]
+        found = [*unknown, *(b for b, name in zip(found, first, strict=True) if name == best)]
+    removals = [removal_of(network.arch, [block.name], config.stand_in) for block in found]
     sites = {site.block: site for removal in removals for site in removal.patches}
     module = network.module()
     fits = fit_patches(module, task.inputs, tuple(sites.values()), config.ridge) if sites else {}
     whole, scored = measured(network.arch, config.pixels), []
-    for index, (block, removal) in enumerate(zip(candidates, removals, strict=True)):
+    for index, (block, removal) in enumerate(zip(found, removals, strict=True)):
         name = network.first_name(block.name)
-        task.stage.progress(done * len(first) + index, (done + 1) * len(first), f"scoring {name}")
+        task.stage.progress(len(steps) * len(first) + index, (len(steps) + 1) * len(first), f"scoring {name}")
         without = cut(network, block, removal, fits)
         milliseconds = known[name].milliseconds if name in known else None
         if config.per == "milliseconds" and milliseconds is None:
             one = take(task.inputs, 0, 1)
             with torch.no_grad():
                 milliseconds = saved_ms(partial(module, *one), partial(without.module(), *one))
-        step = _step(task, name, block, saved_by(whole, block, removal), without, milliseconds)
+        sizes = saved_by(whole, block, removal)
+        step = Step(
+            name=name,
+            blocks=block.count,
+            macs=sizes.macs,
+            parameters=sizes.parameters,
+            milliseconds=milliseconds,
+            damage=float((outputs(without.module(), task.inputs, config.samples) - task.target).square().mean()),
+            score=math.inf,
+        )
+        step = replace(step, score=_score(step, steps[-1].damage if steps else 0.0, config))
         known.setdefault(name, step)
-        scored.append(_Scored(block=block, step=step, network=without))
-    return min(scored, key=lambda one: (one.step.score, one.step.damage))
+        scored.append(_Scored(step=step, network=without))
+    return min(scored, key=lambda one: (one.step.score, -one.step.macs))
 
 
-def _step(task: _Task, name: str, block: Block, saved: Saved, without: Network, milliseconds: float | None) -> Step:
-    made = outputs(without.module(), task.inputs, task.config.samples)
-    damage = float((made - task.target).square().mean())
-    sizes = {"macs": saved.macs / 1e9, "parameters": saved.parameters / 1e6, "milliseconds": milliseconds or 0.0}
-    size = sizes[task.config.per]
-    # What saves nothing, or leaves no numbers, comes last.
-    score = damage / size if size > 0 and math.isfinite(damage) else math.inf
-    return Step(
-        name=name,
-        blocks=block.count,
-        macs=saved.macs,
-        parameters=saved.parameters,
-        milliseconds=milliseconds,
-        damage=damage,
-        score=score,
-    )
+def _score(step: Step, before: float, config: Config) -> float:
+    """Damage added per what is saved; what saves nothing, or leaves no numbers, comes last."""
+    sizes = {"macs": step.macs / 1e9, "parameters": step.parameters / 1e6, "milliseconds": step.milliseconds or 0.0}
+    saved = sizes[config.per]
+    return max(step.damage - before, 0.0) / saved if saved > 0 and math.isfinite(step.damage) else math.inf
 
 
 def _left_alone(blocks: Sequence[Block], config: Config) -> tuple[Skipped, ...]:
