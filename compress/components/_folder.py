@@ -5,9 +5,11 @@ Presets, teachers and variants all have this one layout, so whatever reads one r
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,9 +81,9 @@ def has_weights(component: str) -> bool:
     return (find(component) / "weights.safetensors").exists()
 
 
-def read_arch(folder: Path) -> Arch:
-    """The architecture of a component folder; its weights are not opened."""
-    return arch_from_json(read_json(folder / "arch.json"), folder / "arch.json")
+def read_arch(folder: Path, origins: Sequence[Any] = ()) -> Arch:
+    """The architecture of a component folder; its weights are not opened, and of code that it names only `origins` run."""
+    return arch_from_json(read_json(folder / "arch.json"), folder / "arch.json", origins)
 
 
 def component_cost(component: str, pixels: int) -> Cost:
@@ -93,13 +95,13 @@ def component_cost(component: str, pixels: int) -> Cost:
     return measure(module, example_inputs(kind, arch.config, pixels))
 
 
-def load_variant(folder: Path, component: str | None = None) -> Variant:
-    """Read a component folder.
+def load_variant(folder: Path, component: str | None = None, *, origins: Sequence[Any] = ()) -> Variant:
+    """Read a component folder; somebody's own code builds it only where it is among `origins`.
 
     Raises:
         UserError: a file is missing, truncated, of another architecture (tensors named), or holds NaN or Inf.
     """
-    arch = read_arch(folder)
+    arch = read_arch(folder, origins)
     weights = weights_of(folder)
     module = _quantized_shape(build(arch), folder / "quantization.json")
     _load_tensors(module, weights)

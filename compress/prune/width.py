@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt
 
 from compress.components import build, kind_of
 from compress.errors import UserError
-from compress.nn.structure import ChannelGroup, take_channels
+from compress.nn.structure import ChannelGroup, FixedChannels, take_channels
 from compress.records import Achieved, Arch, Needs, Prediction, Skipped, StageInput, StageResult
 from compress.schema import Schema
 
@@ -76,8 +76,9 @@ def apply(stage: StageInput, config: Config) -> StageResult:
                 met=abs(before - after - asked) <= step and after < before,
             ),
         ),
-        skipped=tuple(
-            Skipped(name=g.name, reason=_why_untouched(g, config)) for g in groups if achieved_widths[g.name] == g.width
+        skipped=(
+            *(Skipped(name=g.name, reason=_why_untouched(g, config)) for g in groups if achieved_widths[g.name] == g.width),
+            *(Skipped(name=f.name, reason=f.reason) for f in (kind.fixed_channels or _none)(arch.config)),
         ),
     )
 
@@ -128,6 +129,10 @@ def keep_evenly(scores: Float[torch.Tensor, " width"], keep: int, norm_groups: i
     rows = scores.reshape(norm_groups, -1)
     best = rows.topk(keep // norm_groups, dim=1).indices.sort(dim=1).values
     return (best + torch.arange(norm_groups)[:, None] * rows.shape[1]).reshape(-1)
+
+
+def _none(config: object) -> tuple[FixedChannels, ...]:
+    return ()
 
 
 def _why_untouched(group: ChannelGroup, config: Config) -> str:

@@ -11,18 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from compress.nn.structure import ChannelGroup, ChannelSlice
+from compress.nn.structure import ChannelGroup, ChannelSlice, FixedChannels
 from compress.nn.tracing.graph import trace
 from compress.nn.tracing.identities import Identities, Normed, Position
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FixedChannels:
-    """Channels that must stay as they are."""
-
-    name: str
-    width: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

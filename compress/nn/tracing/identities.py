@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+PAIR = 1 << 31  # two identities as one number
 Role = Literal["writes", "reads", "norm"]
 
 
@@ -82,7 +83,8 @@ class Identities:
     def merge(self, one: Tensor, other: Tensor, reason: str) -> None:
         """Channels at the same place of two tensors go together; beside a 0 they are fixed, for this reason."""
         one, other = narrowed(one, other)
-        for a, b in torch.stack([one.reshape(-1), other.reshape(-1)]).unique(dim=1).T.tolist():
+        pairs = (one.reshape(-1) * PAIR + other.reshape(-1)).unique()
+        for a, b in zip((pairs // PAIR).tolist(), (pairs % PAIR).tolist(), strict=True):
             if a and b:
                 low, high = sorted((self.find(a), self.find(b)))
                 self.parents[high] = low
