@@ -18,6 +18,7 @@ from compress.nn import cost
 from compress.nn.affine import scale_count
 from compress.nn.qmodules import quantizable
 from compress.nn.structure import example_inputs
+from compress.own_code import Code
 from compress.recipe import PlannedConfig, Recipe
 from compress.records import Arch, Needs, Prediction
 from compress.store import code_digest, key_of
@@ -65,6 +66,7 @@ class Plan:
     stages: tuple[PlannedStage, ...]
     calibration_digest: str
     evaluation_digest: str
+    origins: tuple[Any, ...] = ()  # code of somebody's own that may build components
 
     @property
     def variant_key(self) -> str:
@@ -110,17 +112,18 @@ def with_images(recipe: Recipe, folder: Path) -> Recipe:
     )
 
 
-def make_plan(recipe: Recipe, *, checkpoint: Path | None = None) -> Plan:
-    """Resolve a recipe against its component, its data and its methods.
+def make_plan(recipe: Recipe, *, checkpoint: Path | None = None, code: Code | None = None) -> Plan:
+    """Resolve a recipe against its component (or the code named instead of it), its data and its methods.
 
     Raises:
         UserError: an unknown component, a method that cannot do what is asked, a format that cannot hold the result.
         DataError: the photographs cannot be had.
     """
-    teacher = find(recipe.component, checkpoint)
-    arch = read_arch(teacher)
+    code = code or Code(teacher=None, companion=None, origins=())
+    teacher = code.teacher or find(recipe.component, checkpoint)
+    arch = read_arch(teacher, code.origins)
     weights_of(teacher)
-    companion = _companion(recipe, arch, checkpoint)
+    companion = _companion(recipe, arch, checkpoint, code)
     calibration, evaluation = recipe.data.calibration, recipe.data.evaluation
     calibration_set = images.load(
         calibration.source, split="calibration", count=calibration.count, size=calibration.size
@@ -150,16 +153,17 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None) -> Plan:
         stages=tuple(stages),
         calibration_digest=calibration_set.digest,
         evaluation_digest=evaluation_set.digest,
+        origins=code.origins,
     )
 
 
-def _companion(recipe: Recipe, arch: Arch, checkpoint: Path | None) -> Path:
+def _companion(recipe: Recipe, arch: Arch, checkpoint: Path | None, code: Code) -> Path:
     leaf = kind_of(arch.kind).companion
     if leaf is None:
         raise UserError(f"component: {recipe.component} is a {arch.kind}; recipes compress image decoders so far")
     family = recipe.component.rpartition("/")[0]
-    folder = find(f"{family}/{leaf}", checkpoint)
-    companion = read_arch(folder)
+    folder = code.companion or find(f"{family}/{leaf}", checkpoint)
+    companion = read_arch(folder, code.origins)
     if companion.kind.rpartition(".")[2] != leaf:
         raise UserError(
             f"{checkpoint} has no {leaf}; a checkpoint for {recipe.component} is a folder with "

@@ -88,7 +88,11 @@ def read_arch(folder: Path, origins: Sequence[Any] = ()) -> Arch:
 
 def component_cost(component: str, pixels: int) -> Cost:
     """Parameters, MACs and bytes of a preset for one image of `pixels` x `pixels`, without loading its weights."""
-    arch = read_arch(find(component))
+    return arch_cost(read_arch(find(component)), pixels)
+
+
+def arch_cost(arch: Arch, pixels: int) -> Cost:
+    """The same of any architecture."""
     kind = kind_of(arch.kind)
     with torch.device("meta"):
         module = kind.build(arch.config)
