@@ -59,7 +59,9 @@ def alone(module: str, encoder: str | None) -> Variant:
     """
     latents = None
     if encoder is not None:
-        made = adopt_named(encoder, encoder, "encoder", _picture()) if ":" in encoder else load_variant(_folder(encoder))
+        made = (
+            adopt_named(encoder, encoder, "encoder", _picture()) if ":" in encoder else load_variant(_folder(encoder))
+        )
         latents = made.module(_picture())
     return adopt_named(module, module, "decoder", latents)
 
@@ -90,8 +92,9 @@ def _folder(encoder: str) -> Path:
 
 def _picture() -> torch.Tensor:
     """A picture with every level of grey and some colour."""
-    ramp = torch.linspace(0.0, 1.0, EXAMPLE_PIXELS)
-    return torch.stack([ramp.expand(EXAMPLE_PIXELS, -1), ramp[:, None].expand(-1, EXAMPLE_PIXELS), ramp.flip(0).expand(EXAMPLE_PIXELS, -1)])[None]
+    side = EXAMPLE_PIXELS
+    ramp = torch.linspace(0.0, 1.0, side)
+    return torch.stack([ramp.expand(side, -1), ramp[:, None].expand(-1, side), ramp.flip(0).expand(side, -1)])[None]
 
 
 def _kept(store: Store, variant: Variant) -> Path:
@@ -99,7 +102,5 @@ def _kept(store: Store, variant: Variant) -> Path:
     digest = hashlib.sha256()
     for name, tensor in sorted(variant.module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode() + tensor.contiguous().numpy().tobytes())
-    key = key_of(
-        {"adopted": arch_to_json(variant.arch), "component": variant.component, "weights": digest.hexdigest()}
-    )
+    key = key_of({"adopted": arch_to_json(variant.arch), "component": variant.component, "weights": digest.hexdigest()})
     return store.get(key) or store.put(key, lambda folder: save_variant(variant, folder))

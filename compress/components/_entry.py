@@ -49,7 +49,7 @@ def adopt_named(entry: str, component: str, leaf: Leaf, example: Tensor | None =
         UserError: no such module or function, it fails, or what it returns cannot be compressed.
     """
     flag = FLAGS[leaf]
-    if not FORM.fullmatch(entry):
+    if ".py:" in entry or not FORM.fullmatch(entry):
         hint = f"; for a file decoder.py that is {flag} decoder:FUNCTION" if ".py" in entry else ""
         raise UserError(f"{flag} {entry}: name a module and a function in it as package.module:function{hint}")
     with _importing_from_here():
@@ -60,7 +60,9 @@ def adopt_named(entry: str, component: str, leaf: Leaf, example: Tensor | None =
             f"{flag} {entry}: no example input is known; name the encoder with --encoder, or let the function return "
             "(module, example input)"
         )
-    return adopt(module, own if isinstance(own, Tensor) else torch.zeros(0), component=component, leaf=leaf, entry=entry)
+    return adopt(
+        module, own if isinstance(own, Tensor) else torch.zeros(0), component=component, leaf=leaf, entry=entry
+    )
 
 
 def _imported(entry: str, flag: str) -> Callable[[], Any]:
@@ -70,8 +72,8 @@ def _imported(entry: str, flag: str) -> Callable[[], Any]:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise UserError(
-                f"{flag} {entry}: no module '{error.name}' in {Path.cwd()} or among the installed packages; run from the "
-                "folder that holds it, or set PYTHONPATH"
+                f"{flag} {entry}: no module '{error.name}' in {Path.cwd()} or among the installed packages; run from "
+                "the folder that holds it, or set PYTHONPATH"
             ) from error
         raise UserError(f"{flag} {entry}: {name} imports '{error.name}', which is not installed") from error
     except THEIRS as error:
@@ -79,7 +81,9 @@ def _imported(entry: str, flag: str) -> Callable[[], Any]:
     for part in path.split("."):
         if not hasattr(found, part):
             known = [n for n, value in vars(found).items() if callable(value) and not n.startswith("_")]
-            raise UserError(f"{flag} {entry}: {name} has no '{path}'; it has {', '.join(sorted(known)) or 'no function'}")
+            raise UserError(
+                f"{flag} {entry}: {name} has no '{path}'; it has {', '.join(sorted(known)) or 'no function'}"
+            )
         found = getattr(found, part)
     if not callable(found) or isinstance(found, nn.Module):
         raise UserError(f"{flag} {entry}: '{path}' is {type(found).__name__}; name a function that returns the module")

@@ -49,7 +49,10 @@ def find(component: str, checkpoint: Path | None = None) -> Path:
     if component not in names():
         close = get_close_matches(component, names(), n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"no component '{component}'{hint} (known: {', '.join(names()) or 'none'})")
+        raise UserError(
+            f"no component '{component}'{hint} (known: {', '.join(names()) or 'none'}); "
+            "a component of your own is given by its folder (--checkpoint) or by the code that makes it (--module)"
+        )
     return PRESETS / component
 
 
@@ -82,7 +85,7 @@ def has_weights(component: str) -> bool:
 
 
 def read_arch(folder: Path, origins: Sequence[Any] = ()) -> Arch:
-    """The architecture of a component folder; its weights are not opened, and of code that it names only `origins` run."""
+    """The architecture of a component folder; its weights are not opened, and no code runs that is not in `origins`."""
     return arch_from_json(read_json(folder / "arch.json"), folder / "arch.json", origins)
 
 

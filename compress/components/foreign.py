@@ -1,8 +1,8 @@
 """Somebody else's module as a component: its blocks are found by running it, its channel groups by tracing it.
 
 Source: torch.export for the graph; dependency groups as in DepGraph (Fang et al. 2023, arXiv:2301.12900).
-Differs: nothing is guessed. A group that the trace cannot prove, or that the module does not survive being cut on trial,
-stays fixed with its reason. The configuration is plain data; the code that it names runs only where a caller gives it
+Differs: nothing is guessed. A group that the trace cannot prove, or that fails when it is cut on trial, stays fixed with
+its reason. The configuration is plain data; the code that it names runs only where a caller gives it
 (`Origin`), never because a file says so.
 Cost: one export and a few forward passes on a small input for each configuration that is pruned.
 """
@@ -54,7 +54,7 @@ class Config:
 
 
 def adopt(
-    module: nn.Module,
+    module: object,
     example: Tensor | tuple[Tensor, ...],
     *,
     component: str = "yours/decoder",
@@ -158,8 +158,8 @@ def _check_meta(config: Config, name: str) -> None:
         cost.measure(module, [input_shape(config, config.pixels)])
     except trial.FAILURES as error:
         raise UserError(
-            f"{name} does not run without memory ({str(error).partition(chr(10))[0]}); register the tensors that its "
-            "forward reads as parameters or buffers, and make new ones on its input's device"
+            f"{name} does not run without memory ({str(error).partition(chr(10))[0]}); its forward may not look at values "
+            "(branches, .item()), and the tensors that it reads must be registered as parameters or buffers"
         ) from error
 
 
@@ -208,7 +208,9 @@ def bind(config: Config, origins: Sequence[Any]) -> Config:
     parts = dict(origin.module.named_modules())
     fits = all(known.get(name) == len(size) for name, size in config.sizes) and set(config.removed) <= set(parts)
     whole = replace(config, sizes=(), removed=(), origin=origin)
-    if not fits or not all(math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-4) for a, b in _pairs(_probe(whole), config.probe)):
+    if not fits or not all(
+        math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-4) for a, b in _pairs(_probe(whole), config.probe)
+    ):
         raise UserError(
             f"{config.entry} does not build what it built when this component was saved; go back to that code, "
             "or compress the new module from its start"

@@ -31,7 +31,9 @@ class Call:
         return self.given is not None and self.made is not None and self.given.shape == self.made.shape
 
 
-def find_blocks(module: nn.Module, without: Callable[[str], nn.Module], inputs: tuple[Tensor, ...]) -> tuple[Block, ...]:
+def find_blocks(
+    module: nn.Module, without: Callable[[str], nn.Module], inputs: tuple[Tensor, ...]
+) -> tuple[Block, ...]:
     """Every block of a module, in the order in which they run; `without` builds it without a named part."""
     ran = calls(module, inputs)
     parts = dict(module.named_modules())

@@ -1,4 +1,4 @@
-"""A module with other sizes than its author gave it: tensors of new shapes, attributes that follow, blocks stepped over.
+"""A module with other sizes than its author gave it: tensors of new shapes, attributes that follow, blocks left out.
 
 The original is not touched. Tensors of the state dict come out with arbitrary values on the default device; what is no
 part of the state dict is copied.

@@ -2,7 +2,8 @@
 
 The law: of every group, channels are made copies of kept neighbours in the same norm group and then hidden from all
 that reads them. Means and variances of norms stay what they were, so the whole network and the network without the
-copies must agree, whatever the weights.
+copies must agree, whatever the weights. Channels that no layer reads (queries and keys, which meet in a product) are
+made zero instead.
 Cost: two forward passes; two more for each group where the groups do not all pass together.
 """
 
@@ -109,15 +110,16 @@ def _problem(case: Case, groups: Sequence[ChannelGroup]) -> str | None:
 
 
 def _fill(state: dict[str, Tensor], group: ChannelGroup, *, reads: bool) -> None:
-    """Hide the spare channels from their readers, or make them copies of their neighbours."""
+    """Hide the spare channels from their readers, or make them copies of their neighbours (zero, if nothing reads)."""
     copies, neighbours = spare(group)
+    silent = not any(part.role == "reads" for part in group.slices)
     for part in group.slices:
         if (part.role == "reads") != reads:
             continue
         tensor = state[part.tensor]
         for k in range(part.span):
             to, source = (part.offset + channels * part.span + k for channels in (copies, neighbours))
-            if reads:
+            if reads or silent:
                 tensor.index_fill_(part.axis, to, 0.0)
             else:
                 tensor.index_copy_(part.axis, to, tensor.index_select(part.axis, source))

@@ -59,7 +59,9 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     new_arch = Arch(kind=arch.kind, config=kind.with_widths(arch.config, widths))
     module = build(new_arch)
     module.load_state_dict(take_channels(state, groups, kept))
-    achieved_widths = {g.name: g.width for g in kind.channel_groups(new_arch.config)}
+    fixed = (kind.fixed_channels or _none)(arch.config)
+    now = (*kind.channel_groups(new_arch.config), *(kind.fixed_channels or _none)(new_arch.config))
+    achieved_widths = {g.name: g.width for g in now}  # a group may be fixed after the cut, e.g. with one channel left
     cut = [g for g in groups if g.name in widths]
     before, after = sum(g.width for g in cut), sum(achieved_widths[g.name] for g in cut)
     asked = sum(g.width * config.ratio for g in cut)
@@ -77,8 +79,12 @@ def apply(stage: StageInput, config: Config) -> StageResult:
             ),
         ),
         skipped=(
-            *(Skipped(name=g.name, reason=_why_untouched(g, config)) for g in groups if achieved_widths[g.name] == g.width),
-            *(Skipped(name=f.name, reason=f.reason) for f in (kind.fixed_channels or _none)(arch.config)),
+            *(
+                Skipped(name=g.name, reason=_why_untouched(g, config))
+                for g in groups
+                if achieved_widths[g.name] == g.width
+            ),
+            *(Skipped(name=f.name, reason=f.reason) for f in fixed),
         ),
     )
 

@@ -24,7 +24,7 @@ from compress.nn.tracing.step import Step, Stored, Value, leaves, nobody
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError, ArithmeticError)
 
 
-class Untraceable(Exception):  # noqa: N818 - what the network is
+class Untraceable(Exception):
     """The network could not be exported; the message is torch's."""
 
 

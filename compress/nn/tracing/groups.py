@@ -1,4 +1,4 @@
-"""Traced channels as channel groups: what may be cut, said in the terms of `nn.structure`; what may not, with the reason.
+"""Traced channels as channel groups: what may be cut, in the terms of `nn.structure`, and what may not, and why.
 
 A group is all channels that lie in the same tensors in the same way. It must be expressible: channel `i` at
 `offset + i * span` of each axis, with norm groups that do not tear it apart.
@@ -105,16 +105,16 @@ def _slices(members: Sequence[Channel]) -> tuple[ChannelSlice, ...] | str:
     slices = []
     roles = {(p.tensor, p.axis): p.role for p in members[0][1]}
     for (tensor, axis), role in roles.items():
-        indices = [sorted(p.index for p in positions if (p.tensor, p.axis) == (tensor, axis)) for _, positions in members]
+        indices = [
+            sorted(p.index for p in positions if (p.tensor, p.axis) == (tensor, axis)) for _, positions in members
+        ]
         runs = _runs(indices[0])
         stated = [
             sorted(start + i * span + k for start, span in runs for k in range(span)) for i in range(len(members))
         ]
         if stated != indices:
             return f"they do not lie evenly along axis {axis} of {tensor}"
-        slices += [
-            ChannelSlice(tensor=tensor, axis=axis, role=role, span=span, offset=start) for start, span in runs
-        ]
+        slices += [ChannelSlice(tensor=tensor, axis=axis, role=role, span=span, offset=start) for start, span in runs]
     return tuple(slices)
 
 
@@ -144,4 +144,3 @@ def _norm_groups(members: Sequence[Channel], normed: Sequence[Normed]) -> int | 
     if least == len(ours) and least > 1:
         return f"each of the {least} groups that they are normalised in has one channel"
     return least
-

@@ -20,14 +20,20 @@ aten = torch.ops.aten
 def moved(step: Step) -> Any:
     """Run the operation on the labels; a view of a stored tensor is a view of its entries."""
     tensors = [v for v in leaves(step.args) if isinstance(v, Tensor | Stored)]
-    if any(isinstance(v, Stored) for v in tensors):
-        return _viewed(step, tensors[0]) if len(tensors) == 1 else step.unknown()
-    made = step.node.target(*step.args, **step.kwargs)
+    stored = [v for v in tensors if isinstance(v, Stored)]
+    if stored:
+        return _viewed(step, stored[0]) if len(tensors) == 1 else step.unknown()
+    made = _operation(step)(*step.args, **step.kwargs)
     return [compacted(part) for part in made] if isinstance(made, list | tuple) else compacted(made)
 
 
+def _operation(step: Step) -> Callable[..., Any]:
+    assert callable(step.node.target)
+    return step.node.target
+
+
 def _viewed(step: Step, stored: Stored) -> Any:
-    made = step.node.target(stored.entries, *step.args[1:], **step.kwargs)
+    made = _operation(step)(stored.entries, *step.args[1:], **step.kwargs)
     if isinstance(made, list | tuple):
         return [Stored(name=stored.name, shape=stored.shape, entries=part) for part in made]
     return Stored(name=stored.name, shape=stored.shape, entries=made)
@@ -83,11 +89,12 @@ def parts(step: Step) -> Any:
 def reduced(step: Step) -> Tensor:
     """A sum, mean or extreme over axes that carry no channels."""
     labels = step.args[0]
-    axes = step.given(1, "dim", None)
-    axes = list(range(labels.dim())) if axes is None or axes == [] else axes
-    if not isinstance(labels, Tensor) or _crosses(labels, axes):
+    if not isinstance(labels, Tensor):
         return step.unknown("they are summed or compared with each other")
-    keep = step.given(2, "keepdim", default=False) if step.node.target not in SPREADS else step.kwargs.get("keepdim")
+    axes = step.given(1, "dim", None) or list(range(labels.dim()))
+    if _crosses(labels, axes):
+        return step.unknown("they are summed or compared with each other")
+    keep = step.kwargs.get("keepdim") if step.node.target in SPREADS else step.given(2, "keepdim")
     return compacted(labels.amax(axes, keepdim=bool(keep)))
 
 
