@@ -2,8 +2,8 @@
 
 Source: torch.export for the graph; dependency groups as in DepGraph (Fang et al. 2023, arXiv:2301.12900).
 Differs: nothing is guessed. A group that the trace cannot prove, or that fails when it is cut on trial, stays fixed with
-its reason. The configuration is plain data; the code that it names runs only where a caller gives it
-(`Origin`), never because a file says so.
+its reason. The configuration is plain data; the code that it names runs only where a caller gives it (`Origin`), never
+because a file says so.
 Cost: one export and a few forward passes on a small input for each configuration that is pruned.
 """
 
@@ -158,8 +158,8 @@ def _check_meta(config: Config, name: str) -> None:
         cost.measure(module, [input_shape(config, config.pixels)])
     except trial.FAILURES as error:
         raise UserError(
-            f"{name} does not run without memory ({str(error).partition(chr(10))[0]}); its forward may not look at values "
-            "(branches, .item()), and the tensors that it reads must be registered as parameters or buffers"
+            f"{name} does not run without memory ({str(error).partition(chr(10))[0]}); its forward may not look at "
+            "values (branches, .item()), and the tensors that it reads must be registered as parameters or buffers"
         ) from error
 
 

@@ -60,8 +60,8 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     module = build(new_arch)
     module.load_state_dict(take_channels(state, groups, kept))
     fixed = (kind.fixed_channels or _none)(arch.config)
-    now = (*kind.channel_groups(new_arch.config), *(kind.fixed_channels or _none)(new_arch.config))
-    achieved_widths = {g.name: g.width for g in now}  # a group may be fixed after the cut, e.g. with one channel left
+    achieved_widths = {f.name: f.width for f in (kind.fixed_channels or _none)(new_arch.config)}  # one channel is left
+    achieved_widths |= {g.name: g.width for g in kind.channel_groups(new_arch.config)}
     cut = [g for g in groups if g.name in widths]
     before, after = sum(g.width for g in cut), sum(achieved_widths[g.name] for g in cut)
     asked = sum(g.width * config.ratio for g in cut)

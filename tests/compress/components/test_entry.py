@@ -49,7 +49,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         del sys.modules[name]
 
 
-def adopt(entry, example=torch.zeros(1, 4, 8, 8)):
+LATENTS = torch.zeros(1, 4, 8, 8)
+
+
+def adopt(entry, example=LATENTS):
     return components.adopt_named(entry, "mine/decoder", "decoder", example)
 
 
