@@ -42,7 +42,9 @@ def main() -> None:
     exact = outputs(decoder.module, evaluation)
     net = lpips.load("st-alex")
     own = float(net(truth, exact).mean())
-    print(f"{options.component}, {len(truth)} photographs of {options.size} px; float LPIPS {own:.4f}; {latency.host()}")
+    print(
+        f"{options.component}, {len(truth)} photographs of {options.size} px; float LPIPS {own:.4f}; {latency.host()}"
+    )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         files, base = make_files(decoder, calibration, evaluation, Path(folder))
@@ -73,9 +75,7 @@ def latents(encoder: torch.nn.Module, split_name: str, options: argparse.Namespa
     return (outputs(encoder, (found.images,)),), found.images
 
 
-def make_files(
-    decoder: Variant, calibration: Inputs, evaluation: Inputs, folder: Path
-) -> tuple[dict[str, Path], Path]:
+def make_files(decoder: Variant, calibration: Inputs, evaluation: Inputs, folder: Path) -> tuple[dict[str, Path], Path]:
     """Every candidate as an ONNX file, and the float one that all are compared with."""
     import onnx
 
