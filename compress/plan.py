@@ -11,7 +11,7 @@ from torch import nn
 from calibration import images
 from compress import recipe as recipes
 from compress import registry
-from compress.components import find, kind_of, read_arch, weights_of
+from compress.components import check_variant, files_of, find, kind_of, read_arch
 from compress.errors import UserError
 from compress.files import sha256
 from compress.nn import cost
@@ -119,8 +119,9 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None) -> Plan:
     """
     teacher = find(recipe.component, checkpoint)
     arch = read_arch(teacher)
-    weights_of(teacher)
+    check_variant(teacher)
     companion = _companion(recipe, arch, checkpoint)
+    check_variant(companion)
     calibration, evaluation = recipe.data.calibration, recipe.data.evaluation
     calibration_set = images.load(
         calibration.source, split="calibration", count=calibration.count, size=calibration.size
@@ -192,7 +193,9 @@ def _check_exports(recipe: Recipe, prediction: Prediction) -> None:
 
 
 def _folder_digest(folder: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in (folder / "arch.json", weights_of(folder))}
+    """What a component is read from; two parts of one file differ in their name."""
+    files = {path.name: sha256(path) for path in files_of(folder)}
+    return files if "arch.json" in files else files | {"part": folder.name}
 
 
 def _stage_key(stage: PlannedConfig, method: Any, parent: str, seed: int, data: dict[str, str]) -> str:

@@ -5,7 +5,10 @@ weights: they are counted, planned with, and built for weights that come from el
 """
 
 from compress.components._folder import (
+    check_variant,
     component_cost,
+    cost_of,
+    files_of,
     find,
     has_weights,
     load,
@@ -19,7 +22,10 @@ from compress.components._kinds import build, kind_of
 
 __all__ = [
     "build",
+    "check_variant",
     "component_cost",
+    "cost_of",
+    "files_of",
     "find",
     "has_weights",
     "kind_of",
