@@ -223,49 +223,6 @@ def methods(name: str | None = None, *, as_json: Json = False) -> int:
     return 0
 
 
-def models_list(*, as_json: Json = False) -> int:
-    """List the components that come with mdcompress, what each costs, and whether it is trained.
-
-    Parameters
-    ----------
-    as_json
-        Print {name: {"parameters": ..., "macs": ..., "weights": ...}} as JSON.
-    """
-    from compress import drawing, model_tables
-
-    found = model_tables.listed()
-    if as_json:
-        _print_json(found)
-    else:
-        drawing.console().print(model_tables.list_table(found))
-    return 0
-
-
-def models_show(name: str, *, pixels: int = 256, layers: bool = False, as_json: Json = False) -> int:
-    """Show what a component costs: parameters, MACs, activations, bytes at each precision, per block or layer.
-
-    Parameters
-    ----------
-    name
-        A component, e.g. md-tiny/decoder.
-    pixels
-        Side of the image that MACs and activations are counted for.
-    layers
-        One row per layer instead of one per block.
-    as_json
-        Print {"parameters": ..., "macs": ..., "blocks": [...], "layers": [...], ...} as JSON.
-    """
-    from compress import drawing, model_tables
-
-    shown = model_tables.shown(name, pixels)
-    if as_json:
-        _print_json(shown)
-    else:
-        drawing.console().print(model_tables.part_table(shown["layers" if layers else "blocks"]))
-        drawing.console().print(model_tables.totals(shown), highlight=False)
-    return 0
-
-
 def zoo_add(run_folder: Path, *, zoo: Path, replace: bool = False) -> int:
     """Add the passed variant of a run to a zoo.
 

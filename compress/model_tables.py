@@ -2,12 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from compress import drawing
-from compress.components import component_cost, find, has_weights, kind_of, names, read_arch
+from compress.components import (
+    check_variant,
+    component_cost,
+    cost_of,
+    find,
+    has_weights,
+    kind_of,
+    names,
+    read_arch,
+)
 from compress.errors import UserError
 from compress.nn.cost import by_block
 
@@ -36,20 +46,25 @@ def list_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def shown(name: str, pixels: int) -> dict[str, Any]:
-    """What one preset costs for an image of `pixels` x `pixels`: totals, blocks, layers.
+    """What a preset, or a component in a folder, costs for an image of `pixels` x `pixels`: totals, blocks, layers.
 
     Raises:
-        UserError: no such preset, or a size that no latents have.
+        UserError: no such preset or folder, a folder whose weights do not fit, or a size that no latents have.
     """
     if pixels < 8 or pixels % 8:
         raise UserError(f"--pixels {pixels}: a positive multiple of 8 is needed")
-    arch = read_arch(find(name))
-    cost = component_cost(name, pixels)
+    trained, folder = True, Path(name)
+    if name in names() or not _names_a_folder(folder):
+        trained, folder = has_weights(name), find(name)
+    else:
+        check_variant(folder)
+    arch = read_arch(folder)
+    cost = cost_of(arch, pixels)
     blocks = by_block(cost, [block.name for block in kind_of(arch.kind).blocks(arch.config)])
     return {
         "name": name,
         "pixels": pixels,
-        "trained": has_weights(name),
+        "trained": trained,
         "parameters": cost.parameters,
         "macs": cost.macs,
         "weight_bytes": cost.weight_bytes,
@@ -59,6 +74,11 @@ def shown(name: str, pixels: int) -> dict[str, Any]:
         "blocks": [asdict(block) for block in blocks],
         "layers": [asdict(layer) for layer in cost.layers],
     }
+
+
+def _names_a_folder(path: Path) -> bool:
+    """Whether it is there, or is the name of a part of a folder that is there."""
+    return path.exists() or path.parent.joinpath("config.json").exists() or (path.parent / "model_index.json").exists()
 
 
 def part_table(parts: Sequence[Mapping[str, Any]]) -> Table:

@@ -4,6 +4,8 @@
 weights: they are counted, planned with, and built for weights that come from elsewhere.
 """
 
+from compress.components._checkpoints import Checkpoint, locate, parts_of
+from compress.components._checkpoints import write as write_checkpoint
 from compress.components._folder import (
     check_variant,
     component_cost,
@@ -21,6 +23,7 @@ from compress.components._folder import (
 from compress.components._kinds import build, kind_of
 
 __all__ = [
+    "Checkpoint",
     "build",
     "check_variant",
     "component_cost",
@@ -31,8 +34,11 @@ __all__ = [
     "kind_of",
     "load",
     "load_variant",
+    "locate",
     "names",
+    "parts_of",
     "read_arch",
     "save_variant",
     "weights_of",
+    "write_checkpoint",
 ]

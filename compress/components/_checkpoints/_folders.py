@@ -114,6 +114,14 @@ def locate(path: Path) -> Checkpoint | None:
     return None
 
 
+def parts_of(path: Path) -> tuple[Path, ...]:
+    """The paths of the components in a folder: both halves of an autoencoder, else the folder itself."""
+    if path.is_dir() and not (path / "arch.json").exists() and (path / "config.json").exists():
+        grammar = _grammar(path)
+        return tuple(path / part for part in grammar.parts) if len(grammar.parts) > 1 else (path,)
+    return (path,)
+
+
 def part_of(checkpoint: Path, part: str) -> Path | None:
     """The path that names a component of a checkpoint folder: a pipeline's, or that of one component.
 

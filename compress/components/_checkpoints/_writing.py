@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,20 +17,26 @@ LISTED = 8  # differences that are printed
 
 
 def write(
-    variants: Sequence[Variant], folder: Path, *, dtype: torch.dtype, config: Mapping[str, Any] | None = None
-) -> Grammar:
-    """Write components as one folder of the class that holds their kinds; gives the class.
+    variants: Sequence[Variant],
+    folder: Path,
+    *,
+    library: Literal["diffusers", "transformers"],
+    dtype: torch.dtype = torch.float32,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Write components as one folder of the class that holds their kinds.
 
     Args:
         variants: One component, or an autoencoder's encoder and decoder.
         folder: Where config.json and the weights go.
+        library: Whose class.
         dtype: Of the file's floating-point tensors.
         config: The config.json that the components were read with, to be written again.
 
     Raises:
         UserError: there is no such class, or it cannot express what the components are: every difference is named.
     """
-    grammar = _grammar_of(variants)
+    grammar = _grammar_of(variants, library)
     parts = {part: v for v in variants for part, kind in grammar.parts.items() if kind == v.arch.kind}
     for part, variant in parts.items():
         integers = list(quantized(variant.module))
@@ -43,7 +49,8 @@ def write(
     chosen = dict(config) if config is not None else {"_class_name": grammar.name} | grammar.write(records)
     if grammar.library == "transformers":
         chosen.pop("_class_name", None)
-        chosen["dtype"] = str(dtype).removeprefix("torch.")
+        key = "torch_dtype" if "torch_dtype" in chosen else "dtype"  # transformers 4 and 5
+        chosen[key] = str(dtype).removeprefix("torch.")
     _check(grammar, chosen, records)
     tensors: dict[str, torch.Tensor] = {}
     for part, variant in parts.items():
@@ -53,17 +60,16 @@ def write(
             tensors[theirs] = kept.to(dtype) if kept.is_floating_point() else kept
     write_tensors(folder / f"{grammar.stem}.safetensors", tensors, metadata={"format": "pt"})
     write_json(folder / "config.json", chosen)
-    return grammar
 
 
-def _grammar_of(variants: Sequence[Variant]) -> Grammar:
-    """The class whose parts these are."""
+def _grammar_of(variants: Sequence[Variant], library: str) -> Grammar:
+    """The library's class whose parts these are."""
     kinds = [v.arch.kind for v in variants]
     for grammar in grammars().values():
-        if len(set(kinds)) == len(kinds) and set(kinds) <= set(grammar.parts.values()):
+        if len(set(kinds)) == len(kinds) and set(kinds) <= set(grammar.parts.values()) and grammar.library == library:
             return grammar
-    known = "; ".join(f"{name}: {' and '.join(g.parts.values())}" for name, g in grammars().items())
-    raise UserError(f"no class holds {' and '.join(kinds)} together ({known})")
+    known = "; ".join(f"{g.library}.{name}: {' and '.join(g.parts.values())}" for name, g in grammars().items())
+    raise UserError(f"no class of {library} holds {' and '.join(kinds)} ({known})")
 
 
 def _check(grammar: Grammar, config: Mapping[str, Any], records: Mapping[str, Any]) -> None:
