@@ -102,7 +102,7 @@ def read(entry: Entry) -> torch.Tensor:
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
     with entry.file.open("rb") as file:
         file.seek(entry.start)
-        if tensor.numel() and file.readinto(memoryview(tensor.reshape(-1).view(torch.uint8).numpy())) != tensor.nbytes:
+        if tensor.numel() and file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data) != tensor.nbytes:
             raise UserError(f"{entry.file} became shorter while it was read; {AGAIN}")
     return tensor
 

@@ -26,9 +26,9 @@ from compress.nn.attention import SpatialTransformer
 from compress.nn.structure import Block, ChannelGroup, ChannelSlice, Kind, Removal
 from compress.nn.unet_blocks import (
     NORM_EPS,
+    AddedEmbedding,
     DoublingConv,
     HalvingConv,
-    AddedEmbedding,
     PassThrough,
     ResnetShape,
     TimedResnetBlock,

@@ -5,6 +5,7 @@ vae/ of the pipeline FOLDER. Such a path need not exist.
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,9 +152,9 @@ def _pipeline() -> dict[str, str]:
 def _in_pipeline(pipeline: Path, part: str) -> Path:
     folder = pipeline / _pipeline().get(part, part)
     if not (folder / "config.json").exists():
-        there = sorted(p.parent.name for p in pipeline.glob("*/config.json"))
+        there = ", ".join(sorted(p.parent.name for p in pipeline.glob("*/config.json"))) or "none"
         raise UserError(
-            f"{pipeline} has no {folder.name}/config.json, which {part} is read from (it has {', '.join(there) or 'none'}); "
+            f"{pipeline} has no {folder.name}/config.json, which {part} is read from (it has {there}); "
             "copy or download the folder again, whole"
         )
     return part_of(folder, part) or folder
@@ -184,9 +185,9 @@ def _grammar(folder: Path) -> Grammar:
         name = "CLIPTextModel"
     if name is None:
         raise UserError(f"{path} names no class (_class_name or architectures); known: {', '.join(known)}")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise UserError(f"{path} is of the class {name}, which cannot be read; known: {', '.join(known)}")
-    return known[str(name)]
+    return known[name]
 
 
 def _weight_files(folder: Path, grammar: Grammar) -> tuple[Path, ...]:
@@ -197,7 +198,9 @@ def _weight_files(folder: Path, grammar: Grammar) -> tuple[Path, ...]:
     others = sorted([*single, *folder.glob(f"{stem}.safetensors.index.*.json")])
     found = next((path for path in plain if path.exists()), None)
     if found is None and len(others) > 1:
-        raise UserError(f"{folder} has {' and '.join(p.name for p in others)}; keep one, or rename it to {plain[0].name}")
+        raise UserError(
+            f"{folder} has {' and '.join(p.name for p in others)}; keep one, or rename it to {plain[0].name}"
+        )
     found = found or (others[0] if others else None)
     if found is None:
         _refuse_pickles(folder, grammar)
@@ -229,27 +232,35 @@ def _refuse_pickles(folder: Path, grammar: Grammar | None = None) -> None:
     if grammar is None or not (folder / "config.json").exists():
         raise UserError(_refused_file(pickled[0]))
     source, target = json.dumps(str(folder)), json.dumps(f"{folder}-safetensors")
+    program = (
+        f"from {grammar.library} import {grammar.name} as M; "
+        f"M.from_pretrained({source}, use_safetensors=False).save_pretrained({target})"
+    )
     raise UserError(
-        f"{pickled[0]} is a pickle, which can run programs and is not read; convert it with:\n"
-        f"  python -c 'from {grammar.library} import {grammar.name} as M; "
-        f"M.from_pretrained({source}, use_safetensors=False).save_pretrained({target})'"
+        f"{pickled[0]} is a pickle, which can run programs and is not read; convert it with:\n{_run(program)}"
     )
 
 
+def _run(program: str) -> str:
+    return f"  python -c {shlex.quote(program)}"
+
+
 def _refused_file(path: Path) -> str:
+    source, target = json.dumps(str(path)), path.with_suffix("")
     if path.suffix in (".pt", ".pth"):
-        target = path.with_suffix(".safetensors")
+        program = (
+            "import torch; from safetensors.torch import save_file; "
+            f"save_file(torch.load({source}, weights_only=True), {json.dumps(f'{target}.safetensors')})"
+        )
         return (
-            f"{path} is a pickle, which can run programs and is not read; convert its tensors with:\n"
-            f"  python -c 'import torch; from safetensors.torch import save_file; "
-            f"save_file(torch.load({json.dumps(str(path))}, weights_only=True), {json.dumps(str(target))})'\n"
-            "  and put it into a folder with the config.json of its class"
+            f"{path} is a pickle, which can run programs and is not read; convert its tensors with:\n{_run(program)}\n"
+            "  and put them into a folder with the config.json of their class"
         )
     if path.suffix in (*PICKLES, ".safetensors"):
         kind = "holds a whole model in one file" if path.suffix == ".safetensors" else "is a pickle"
-        return (
-            f"{path} {kind}, which is not read; convert it into a folder with:\n"
-            f"  python -c 'from diffusers import StableDiffusionPipeline as P; "
-            f"P.from_single_file({json.dumps(str(path))}).save_pretrained({json.dumps(str(path.with_suffix('')))})'"
+        program = (
+            "from diffusers import StableDiffusionPipeline as P; "
+            f"P.from_single_file({source}).save_pretrained({json.dumps(str(target))})"
         )
+        return f"{path} {kind}, which is not read; convert it into a folder with:\n{_run(program)}"
     return f"{path} is a file; give a checkpoint's folder"

@@ -71,7 +71,9 @@ def write(records: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json that an encoder and a decoder may share."""
     missing = [part for part in SIDES if part not in records]
     if missing:
-        raise UserError(f"an AutoencoderKL holds an encoder and a decoder; give the {missing[0]} too, with --with FOLDER")
+        raise UserError(
+            f"an AutoencoderKL holds an encoder and a decoder; give the {missing[0]} too, with --with FOLDER"
+        )
     encoder, decoder = records["encoder"], records["decoder"]
     depths = [len(level.hidden) for level in encoder.levels]
     return {

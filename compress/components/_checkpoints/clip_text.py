@@ -84,8 +84,9 @@ def check_tokenizer(folder: Path, record: TextEncoderConfig) -> None:
                 f"{record.vocabulary}; use the tokenizer that the text encoder was trained with"
             )
         if (place / "tokenizer_config.json").exists():
-            longest = read_json(place / "tokenizer_config.json").get("model_max_length", UNSTATED)
-            if record.positions < longest < UNSTATED:
+            told = read_json(place / "tokenizer_config.json")
+            longest = told.get("model_max_length") if isinstance(told, dict) else None
+            if isinstance(longest, int | float) and record.positions < longest < UNSTATED:
                 raise UserError(
                     f"{place}/tokenizer_config.json has model_max_length {longest}, but {folder}/config.json has "
                     f"max_position_embeddings {record.positions}; use the tokenizer that the text encoder came with"

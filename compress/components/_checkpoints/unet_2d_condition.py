@@ -4,7 +4,9 @@ Source: diffusers 0.42, models/unets/unet_2d_condition.py. Its `attention_head_d
 mistake that its files keep); the tensors' names are ours.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import PositiveInt
@@ -13,11 +15,11 @@ from compress.components._checkpoints._grammar import Grammar, only, settings
 from compress.components._unet_config import (
     AddedConfig,
     BlockConfig,
-    Grammar as Arrangement,
     StageConfig,
     TransformerConfig,
     UNetConfig,
 )
+from compress.components._unet_config import Grammar as Arrangement
 from compress.errors import UserError
 from compress.schema import Schema
 
@@ -79,16 +81,18 @@ def read(config: Mapping[str, Any], part: str) -> UNetConfig:
     if mirrored is None and any(isinstance(depth, tuple) for depth in depths):
         raise UserError("reverse_transformer_layers_per_block is missing; transformer_layers_per_block has lists")
     last = len(given.block_out_channels) - 1
+    if mirrored is not None and len(mirrored) != last + 1:
+        raise UserError(f"reverse_transformer_layers_per_block: {json.dumps(mirrored)}: there are {last + 1} stages")
     down, up = [], []
     for i, width in enumerate(given.block_out_channels):
         types = (given.down_block_types[i], given.up_block_types[last - i])
         attends = types[0] in CROSS or types[1] in CROSS or (i == last and given.mid_block_type is not None)
         head_dim = _head_dim(width, heads[i]) if attends else max(width // heads[i], 1)
-        form = {"width": width, "head_dim": head_dim, "separable": False, "resample": i < last}
+        form = StageConfig(width=width, head_dim=head_dim, separable=False, resample=i < last, blocks=())
         back = depths[i] if mirrored is None else mirrored[last - i]
-        down.append(StageConfig(blocks=_blocks(width, head_dim, layers[i], types[0] in CROSS and depths[i]), **form))
-        form["resample"] = i > 0
-        up.append(StageConfig(blocks=_blocks(width, head_dim, layers[i] + 1, types[1] in CROSS and back), **form))
+        down.append(replace(form, blocks=_blocks(width, head_dim, layers[i], types[0] in CROSS and depths[i])))
+        blocks = _blocks(width, head_dim, layers[i] + 1, types[1] in CROSS and back)
+        up.append(replace(form, resample=i > 0, blocks=blocks))
     return UNetConfig(
         in_channels=given.in_channels,
         out_channels=given.out_channels,
@@ -118,7 +122,7 @@ def _per_stage(given: _Config, key: str) -> Sequence[Any]:
     value, count = getattr(given, key), len(given.block_out_channels)
     for name in ("down_block_types", "up_block_types", *([key] if isinstance(value, tuple) else [])):
         if len(getattr(given, name)) != count:
-            raise UserError(f"{name}: {list(getattr(given, name))}: block_out_channels has {count} stages")
+            raise UserError(f"{name}: {json.dumps(getattr(given, name))}: block_out_channels has {count} stages")
     return value if isinstance(value, tuple) else (value,) * count
 
 

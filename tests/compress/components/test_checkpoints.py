@@ -2,7 +2,8 @@
 
 import json
 import re
-import resource
+import subprocess
+import sys
 
 import folders
 import pytest
@@ -144,7 +145,9 @@ def test_latents_are_the_unets(tmp_path):
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     found = {}
     for scale, shift in ((0.5, None), (1.0, None), (1.0, 0.25)):
-        folder = folders.write(folders.KL | {"scaling_factor": scale, "shift_factor": shift}, tmp_path / f"{scale}{shift}")
+        folder = folders.write(
+            folders.KL | {"scaling_factor": scale, "shift_factor": shift}, tmp_path / f"{scale}{shift}"
+        )
         encoder, decoder = (load_variant(folder / part).module for part in ("encoder", "decoder"))
         found[scale, shift] = latents = encoder(images)
         torch.testing.assert_close(latents, (encoder.moments(images)[0] - (shift or 0.0)) * scale)
@@ -165,7 +168,12 @@ def test_the_two_halves_of_one_file_have_different_keys(tmp_path):
 
 
 def test_a_tensor_is_read_alone(tmp_path):
-    tensors = {"a": torch.randn(3, 4), "b": torch.randn(5).bfloat16(), "c": torch.tensor(2.5).half(), "d": torch.zeros(0, 3)}
+    tensors = {
+        "a": torch.randn(3, 4),
+        "b": torch.randn(5).bfloat16(),
+        "c": torch.tensor(2.5).half(),
+        "d": torch.zeros(0, 3),
+    }
     tensors |= {"e": torch.arange(4, dtype=torch.int8), "f": torch.tensor([True, False])}
     save_file(tensors, tmp_path / "t.safetensors")
     entries = header(tmp_path / "t.safetensors")
@@ -175,23 +183,20 @@ def test_a_tensor_is_read_alone(tmp_path):
         assert back.dtype == tensor.dtype and torch.equal(back, tensor)
 
 
+@pytest.mark.slow
 def test_a_large_file_is_in_memory_once(tmp_path):
-    """200 MB of weights may not take 400 on the way."""
+    """Beside the weights, there is room for the largest tensor alone."""
     code = (
         "import resource, sys, torch\nfrom pathlib import Path\nfrom compress.components import load_variant\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "m = load_variant(Path(sys.argv[1])).module\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, sum(p.nbytes for p in m.parameters()) // 1024)"
     )
-    import subprocess
-    import sys
-
     config = folders.CLIP | {"vocab_size": 65536, "hidden_size": 128}
     folder = folders.write(config, tmp_path / "x", torch.float16)
     ran = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     taken, held = map(int, ran.stdout.split())
-    assert held > 30_000 and taken < 1.8 * held + 20_000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
+    assert held > 30_000 and taken < 1.8 * held + 20_000  # the modules that reading imports are in it
 
 
 # -------------------------------------------------------------------------------------------------------- true sizes
@@ -245,8 +250,9 @@ PUBLISHED = {
 def test_a_published_unet_has_the_published_size(name):
     config, parameters, tolerance = PUBLISHED[name]
     arch = Arch(kind="unet.unet", config=grammars()["UNet2DConditionModel"].read(config, "unet"))
-    cost = components.cost_of(arch, 64)
-    assert cost.parameters == pytest.approx(parameters, rel=tolerance, abs=0)
+    with torch.device("meta"):
+        count = sum(p.numel() for p in build(arch).parameters())
+    assert count == pytest.approx(parameters, rel=tolerance, abs=0)
 
 
 def test_known_folders_are_the_presets():
