@@ -66,8 +66,8 @@ def inputs(kind: str, model: Any) -> dict[str, tuple[torch.Tensor, ...]]:
         return {"": (torch.randint(0, model.config.vocab_size, (1, 77)),)}
     if kind == "UNet2DConditionModel":
         text = torch.randn(1, 77, model.config.cross_attention_dim)
-        return {"": (torch.randn(1, 4, 16, 16), torch.tensor([500.0]), text)}
-    return {"decoder": (torch.randn(1, 4, 16, 16),), "encoder": (torch.rand(1, 3, 128, 128),)}
+        return {"": (torch.randn(1, 4, 8, 8), torch.tensor([500.0]), text)}
+    return {"decoder": (torch.randn(1, 4, 8, 8),), "encoder": (torch.rand(1, 3, 64, 64),)}
 
 
 def theirs(kind: str, model: Any, part: str, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
