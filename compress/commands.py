@@ -54,7 +54,7 @@ def plan(recipe: str, *, images: Path | None = None, checkpoint: Path | None = N
     images
         A folder of photographs instead of the recipe's source.
     checkpoint
-        A component folder (arch.json, weights.safetensors) instead of the preset.
+        A folder instead of the preset: ours (arch.json, weights.safetensors), or of diffusers or transformers.
     as_json
         Print JSON, for scripts.
     """
@@ -101,7 +101,7 @@ def run(
     images
         A folder of photographs instead of the recipe's source.
     checkpoint
-        A component folder (arch.json, weights.safetensors) instead of the preset.
+        A folder instead of the preset: ours (arch.json, weights.safetensors), or of diffusers or transformers.
     as_json
         Print the verdicts as JSON, and progress to the error stream.
     """

@@ -72,7 +72,8 @@ def weights_of(folder: Path) -> Path:
         name = folder.relative_to(PRESETS).as_posix()
         raise UserError(
             f"{name} is an architecture that comes without weights; give a folder that has them with "
-            f"--checkpoint FOLDER ({folder.name}/arch.json and {folder.name}/weights.safetensors in it)"
+            f"--checkpoint FOLDER ({folder.name}/arch.json and {folder.name}/weights.safetensors in it, or a folder of "
+            "diffusers or transformers)"
         )
     raise UserError(f"{path} does not exist; a component folder holds arch.json and weights.safetensors")
 
