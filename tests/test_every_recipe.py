@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress import components, registry
+from compress import components, feeds, registry
 from compress.cli import main
 from compress.plan import make_plan
 from compress.recipe import read_recipe, to_yaml
@@ -23,8 +23,9 @@ def weights_for(component: str, place: Path) -> Path | None:
     if components.has_weights(component):
         return None
     family, leaf = component.split("/")
-    for part in (leaf, components.kind_of(components.read_arch(components.find(component)).kind).companion):
-        source, folder = components.find(f"{family}/{part}"), place / str(part)
+    kind = components.kind_of(components.read_arch(components.find(component)).kind)
+    for part in (leaf, *feeds.of(kind).COMPANIONS):
+        source, folder = components.find(f"{family}/{part}"), place / part
         folder.mkdir()
         shutil.copy(source / "arch.json", folder)
         with torch.device("meta"):

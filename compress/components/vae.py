@@ -175,7 +175,7 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
-        companion="encoder",
+        feed="latents",
     ),
     "encoder": Kind(
         config=EncoderConfig,
@@ -185,6 +185,6 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
-        companion=None,
+        feed=None,
     ),
 }
