@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from compress.errors import UserError
-from compress.given import NOTHING, Encoder, Given, Module, planned
+from compress.given import NOTHING, Given, planned
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for scripts.")]
 
@@ -209,66 +209,6 @@ def methods(name: str | None = None, *, as_json: Json = False) -> int:
         console.print(f"{label.capitalize()}: {getattr(described, label)}", highlight=False)
     options = [(o.name, o.type, "required" if o.default is None else o.default, o.help) for o in described.options]
     console.print(drawing.table(("option", "type", "default", ""), options))
-    return 0
-
-
-def models_list(*, as_json: Json = False) -> int:
-    """List the components that come with mdcompress, what each costs, and whether it is trained.
-
-    Parameters
-    ----------
-    as_json
-        Print {name: {"parameters": ..., "macs": ..., "weights": ...}} as JSON.
-    """
-    from compress import drawing, model_tables
-
-    found = model_tables.listed()
-    if as_json:
-        _print_json(found)
-    else:
-        drawing.console().print(model_tables.list_table(found))
-    return 0
-
-
-def models_show(
-    name: str | None = None,
-    *,
-    pixels: int = 256,
-    layers: bool = False,
-    module: Module = None,
-    encoder: Encoder = None,
-    as_json: Json = False,
-) -> int:
-    """Show what a component costs: parameters, MACs, activations, bytes at each precision, per block or layer.
-
-    Parameters
-    ----------
-    name
-        A component, e.g. md-tiny/decoder.
-    pixels
-        Side of the image that MACs and activations are counted for.
-    layers
-        One row per layer instead of one per block.
-    module
-        Code of your own instead of a component; also shows what pruning may cut in it, and what not and why.
-    encoder
-        What makes its inputs, where the function gives no example.
-    as_json
-        Print {"parameters": ..., "macs": ..., "blocks": [...], "layers": [...], ...} as JSON.
-    """
-    from compress import drawing, model_tables
-
-    if (name is None) == (module is None):
-        raise UserError("name a component (see: mdcompress models list), or give --module package.module:function")
-    shown = model_tables.shown(name, pixels) if name else model_tables.shown_code(module or "", encoder, pixels)
-    if as_json:
-        _print_json(shown)
-        return 0
-    console = drawing.console()
-    console.print(model_tables.part_table(shown["layers" if layers else "blocks"]))
-    for table in model_tables.cut_tables(shown):
-        console.print(table)
-    console.print(model_tables.totals(shown), highlight=False)
     return 0
 
 

@@ -57,12 +57,12 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """safetensors, in sorted order: same tensors, same bytes."""
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
-    data = save({name: tensors[name].detach().contiguous() for name in sorted(tensors)})
-    write_bytes(path, data)
+    ordered = {name: tensors[name].detach().contiguous() for name in sorted(tensors)}
+    write_atomically(path, lambda temporary: save_file(ordered, temporary, dict(metadata) if metadata else None))
 
 
 def read_json(path: Path) -> Any:

@@ -2,12 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from compress import drawing
-from compress.components import arch_cost, component_cost, find, has_weights, kind_of, names, read_arch
+from compress.components import (
+    check_variant,
+    component_cost,
+    cost_of,
+    find,
+    has_weights,
+    kind_of,
+    names,
+    read_arch,
+)
 from compress.errors import UserError
 from compress.nn.cost import by_block
 from compress.records import Arch
@@ -38,12 +48,17 @@ def list_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def shown(name: str, pixels: int) -> dict[str, Any]:
-    """What one preset costs for an image of `pixels` x `pixels`: totals, blocks, layers.
+    """What a preset, or a component in a folder, costs for an image of `pixels` x `pixels`: totals, blocks, layers.
 
     Raises:
-        UserError: no such preset, or a size that no latents have.
+        UserError: no such preset or folder, a folder whose weights do not fit, or a size that no latents have.
     """
-    return _shown(name, read_arch(find(name)), pixels, trained=has_weights(name))
+    trained, folder = True, Path(name)
+    if name in names() or not _names_a_folder(folder):
+        trained, folder = has_weights(name), find(name)
+    else:
+        check_variant(folder)
+    return _shown(name, read_arch(folder), pixels, trained=trained)
 
 
 def shown_code(module: str, encoder: str | None, pixels: int) -> dict[str, Any]:
@@ -75,7 +90,7 @@ def shown_code(module: str, encoder: str | None, pixels: int) -> dict[str, Any]:
 def _shown(name: str, arch: Arch, pixels: int, *, trained: bool) -> dict[str, Any]:
     if pixels < 8 or pixels % 8:
         raise UserError(f"--pixels {pixels}: a positive multiple of 8 is needed")
-    cost = arch_cost(arch, pixels)
+    cost = cost_of(arch, pixels)
     blocks = by_block(cost, [block.name for block in kind_of(arch.kind).blocks(arch.config)])
     return {
         "name": name,
@@ -90,6 +105,11 @@ def _shown(name: str, arch: Arch, pixels: int, *, trained: bool) -> dict[str, An
         "blocks": [asdict(block) for block in blocks],
         "layers": [asdict(layer) for layer in cost.layers],
     }
+
+
+def _names_a_folder(path: Path) -> bool:
+    """Whether it is there, or is the name of a part of a folder that is there."""
+    return path.exists() or path.parent.joinpath("config.json").exists() or (path.parent / "model_index.json").exists()
 
 
 def part_table(parts: Sequence[Mapping[str, Any]]) -> Table:

@@ -11,7 +11,7 @@ from torch import nn
 
 from compress import feeds, registry
 from compress import recipe as recipes
-from compress.components import find, kind_of, read_arch, weights_of
+from compress.components import check_variant, files_of, find, kind_of, read_arch
 from compress.errors import UserError
 from compress.files import sha256
 from compress.nn import cost
@@ -120,8 +120,10 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None, code: Code | No
     code = code or Code(teacher=None, companion=None, origins=())
     teacher = code.teacher or find(recipe.component, checkpoint)
     arch = read_arch(teacher, code.origins)
-    weights_of(teacher)
+    check_variant(teacher, code.origins)
     companions = _companions(recipe, arch, checkpoint, code)
+    for companion in companions.values():
+        check_variant(companion, code.origins)
     digests, pixels = feeds.of(kind_of(arch.kind)).digests(recipe.data), recipe.data.evaluation.size
     teacher_key = key_of(
         {"teacher": _folder_digest(teacher), "companions": {n: _folder_digest(f) for n, f in companions.items()}}
@@ -183,7 +185,9 @@ def _check_exports(recipe: Recipe, prediction: Prediction) -> None:
 
 
 def _folder_digest(folder: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in (folder / "arch.json", weights_of(folder))}
+    """What a component is read from; two parts of one file differ in their name."""
+    files = {path.name: sha256(path) for path in files_of(folder)}
+    return files if "arch.json" in files else files | {"part": folder.name}
 
 
 def _stage_key(stage: PlannedConfig, method: Any, parent: str, seed: int, data: dict[str, str]) -> str:

@@ -5,10 +5,14 @@ weights: they are counted, planned with, and built for weights that come from el
 a component of anybody's module.
 """
 
+from compress.components._checkpoints import Checkpoint, locate, parts_of
+from compress.components._checkpoints import write as write_checkpoint
 from compress.components._entry import adopt_named
 from compress.components._folder import (
-    arch_cost,
+    check_variant,
     component_cost,
+    cost_of,
+    files_of,
     find,
     has_weights,
     load,
@@ -22,19 +26,25 @@ from compress.components._kinds import arch_to_json, build, kind_of
 from compress.components.foreign import adopt
 
 __all__ = [
+    "Checkpoint",
     "adopt",
     "adopt_named",
-    "arch_cost",
     "arch_to_json",
     "build",
+    "check_variant",
     "component_cost",
+    "cost_of",
+    "files_of",
     "find",
     "has_weights",
     "kind_of",
     "load",
     "load_variant",
+    "locate",
     "names",
+    "parts_of",
     "read_arch",
     "save_variant",
     "weights_of",
+    "write_checkpoint",
 ]
