@@ -1,8 +1,8 @@
 """Somebody else's module as a component: its blocks are found by running it, its channel groups by tracing it.
 
 Source: torch.export for the graph; dependency groups as in DepGraph (Fang et al. 2023, arXiv:2301.12900).
-Differs: nothing is guessed. A group that the trace cannot prove, or that fails when it is cut on trial, stays fixed with
-its reason. The configuration is plain data; the code that it names runs only where a caller gives it (`Origin`), never
+Differs: nothing is guessed. A group that the trace cannot prove, or that fails when cut on trial, stays fixed with its
+reason. The configuration is plain data; the code that it names runs only where a caller gives it (`Origin`), never
 because a file says so.
 Cost: one export and a few forward passes on a small input for each configuration that is pruned.
 """
