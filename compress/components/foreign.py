@@ -1,8 +1,8 @@
 """Somebody else's module as a component: its blocks are found by running it, its channel groups by tracing it.
 
 Source: torch.export for the graph; dependency groups as in DepGraph (Fang et al. 2023, arXiv:2301.12900).
-Differs: nothing is guessed. A group that the trace cannot prove, or that fails when cut on trial, stays fixed with its
-reason. The configuration is plain data; the code that it names runs only where a caller gives it (`Origin`), never
+Differs: nothing is guessed. A group that the trace cannot prove, or that fails when cut on trial, stays fixed with
+its reason. The configuration is plain data; the code that it names runs only where a caller gives it (`Origin`), never
 because a file says so.
 Cost: one export and a few forward passes on a small input for each configuration that is pruned.
 """
@@ -315,7 +315,7 @@ def _remembered(config: Config, what: str, find: Callable[[Config], Any]) -> Any
     return known[key]
 
 
-def _kind(leaf: Leaf, companion: str | None) -> Kind:
+def _kind(leaf: Leaf, feed: str | None) -> Kind:
     return Kind(
         config=Config,
         build=partial(build, flag=FLAGS[leaf]),
@@ -324,10 +324,10 @@ def _kind(leaf: Leaf, companion: str | None) -> Kind:
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
-        companion=companion,
+        feed=feed,
         fixed_channels=fixed_channels,
         bind=bind,
     )
 
 
-KINDS = {"decoder": _kind("decoder", "encoder"), "encoder": _kind("encoder", None)}
+KINDS = {"decoder": _kind("decoder", "latents"), "encoder": _kind("encoder", None)}
