@@ -64,13 +64,14 @@ TEMPLATES: dict[Literal["training", "held-out"], tuple[str, ...]] = {
 }
 
 # A picture whose name or keywords have one of these words means something else, or cannot be read, when mirrored.
-ORIENTED = frozenset(
-    """left right facing arrow arrows back forward next previous east west clock o'clock time hour watch thirty letter
-    letters alphabet latin input keycap button number numbers digit symbol sign signs flag flags index mark word words
-    text font japanese ideograph zodiac note notes music musical score moon quarter crescent phase map globe world
-    calendar date book newspaper page money currency banknote dollar euro pound yen chart graph medal place percent
-    question math hundred id vs abc atm copyright registered trademark card cards mahjong die speaker keyboard
-    curving clockwise counterclockwise anticlockwise up down check wheelchair cane running walking""".split()
+ORIENTED = re.compile(
+    r"""left|right|facing|arrow|arrows|back|forward|next|previous|east|west|clock|o'clock|time|hour|watch|thirty|letter|
+    letters|alphabet|latin|input|keycap|button|number|numbers|digit|symbol|sign|signs|flag|flags|index|mark|word|
+    words|text|font|japanese|ideograph|zodiac|note|notes|music|musical|score|moon|quarter|crescent|phase|map|globe|
+    world|calendar|date|book|newspaper|page|money|currency|banknote|dollar|euro|pound|yen|chart|graph|medal|place|
+    percent|question|math|hundred|id|vs|abc|atm|copyright|registered|trademark|card|cards|mahjong|die|speaker|
+    keyboard|curving|clockwise|counterclockwise|anticlockwise|up|down|check|wheelchair|cane|running|walking""",
+    re.VERBOSE,
 )
 
 
@@ -85,12 +86,9 @@ class Captioned:
     @property
     def may_be_mirrored(self) -> bool:
         """Whether left and right may be exchanged without changing what the picture means."""
-        words = {
-            word
-            for text in (self.name, *self.keywords)
-            for word in re.split(r"[^a-z0-9']+", text.lower().replace("’", "'"))
-        }
-        return not words & ORIENTED and not any(c.isdigit() for word in words for c in word)
+        text = " ".join((self.name, *self.keywords)).lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+        words = re.split(r"[^a-z0-9']+", text)
+        return not any(ORIENTED.fullmatch(word) or re.search(r"[0-9]", word) for word in words)
 
 
 def read_captions(folder: Path) -> tuple[Captioned, ...]:
@@ -121,6 +119,32 @@ def read_captions(folder: Path) -> tuple[Captioned, ...]:
     if not found:
         raise DataError(f"{table} has no rows; add one per picture")
     return tuple(found[file] for file in sorted(found))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """One way a picture looks in training: its place in the list of pictures, its background, whether mirrored."""
+
+    picture: int
+    background: str
+    mirrored: bool
+
+
+def ways_to_show(pictures: tuple[Captioned, ...], *, seed: int, mirrored: bool, backgrounds: int) -> list[Shown]:
+    """Each picture plain, mirrored where its meaning allows, and on some of the named colours; others are never seen.
+
+    Which colours depends on the seed and the file's name alone.
+    """
+    ways = []
+    colours = [name for name in BACKGROUNDS if name != PLAIN]
+    for index, picture in enumerate(pictures):
+        ways.append(Shown(picture=index, background=PLAIN, mirrored=False))
+        if mirrored and picture.may_be_mirrored:
+            ways.append(Shown(picture=index, background=PLAIN, mirrored=True))
+        rng = np.random.default_rng([seed, *picture.file.encode()])
+        chosen = rng.permutation(len(colours))[:backgrounds]
+        ways += [Shown(picture=index, background=colours[colour], mirrored=False) for colour in chosen]
+    return ways
 
 
 def caption(
@@ -169,9 +193,7 @@ def render(
     # Alpha is laid over the background before resampling, so that the colour of invisible pixels never shows.
     backed = Image.new("RGBA", picture.size, (*BACKGROUNDS[background], 255))
     backed.alpha_composite(picture)
-    square.paste(
-        backed.resize((width, height), Image.Resampling.BICUBIC), ((size - width) // 2, (size - height) // 2)
-    )
+    square.paste(backed.resize((width, height), Image.Resampling.BICUBIC), ((size - width) // 2, (size - height) // 2))
     pixels = np.asarray(square.convert("RGB"))
     return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
 

@@ -1,12 +1,12 @@
 """Train a text encoder and a latent diffusion UNet together on captioned pictures; resumes from its last checkpoint.
 
-    python scripts/train_t2i.py scripts/train_t2i.yaml --pictures FOLDER --encoder md-tiny/encoder \
-        --decoder md-tiny/decoder --out runs/t2i [--decay-from STEP]
+    python scripts/train_t2i.py scripts/train_t2i.yaml --pictures FOLDER --out runs/t2i [--decay-from STEP]
 
-FOLDER has captions.tsv or captions.json (see calibration/captions.py). Pictures are encoded once (`latents.safetensors`).
-The learning rate is constant after a warm-up until --decay-from, then falls to 0 within the configuration's decay steps:
+FOLDER has captions.tsv or captions.json (see calibration/captions.py). Pictures are encoded once (`latents-*`). The
+learning rate is constant after a warm-up until --decay-from, then falls to 0 within the configuration's decay steps:
 train as long as you like, then start the end. SIGTERM saves and stops; a kill loses what came after the last checkpoint.
-`log.jsonl` has the loss, `grid_*.png` samples of the averaged weights, `unet/` and `text_encoder/` those weights.
+`log.jsonl` has the loss, `grid_*.png` samples of the averaged weights; `unet/`, `text_encoder/` (those weights, float16)
+and three settings files are what scripts/score_t2i.py takes.
 """
 
 import argparse
@@ -22,29 +22,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from score_t2i import as_images, sheet
+from train_vae import Muon, load_checkpoint
+
 from calibration.captions import (
     BACKGROUNDS,
     PLAIN,
     TEMPLATES,
     Captioned,
+    Shown,
     caption,
     keyword_caption,
     read_captions,
     render,
+    ways_to_show,
 )
 from compress import components
 from compress.components._kinds import arch_from_json, arch_to_json
-from compress.files import write_bytes, write_json, write_tensors
-from compress.sampling import dpm_solver, schedule, tokenizer
+from compress.files import write_json, write_tensors
+from compress.records import Arch
+from compress.sampling import latents as latent_files
+from compress.sampling import schedule, tokenizer
+from compress.sampling.generator import Settings, Way, generate
+from compress.sampling.latents import LatentScale
+from compress.sampling.modules import from_modules
 from compress.sampling.schedule import Schedule, signal_shares
 
+PARTS = {"text_encoder": "text_encoder.text_encoder", "unet": "unet.unet"}
 SHOWN = 48  # prompts in a grid of samples
 
 
@@ -59,12 +69,13 @@ class TextToImage(nn.Module):
         return self.unet(latents, steps, self.text_encoder(ids))
 
 
+def architecture(spec: dict, part: str) -> Arch:
+    return arch_from_json({"schema": 1, "kind": PARTS[part], "config": spec[part]}, Path(part))
+
+
 def build(spec: dict) -> TextToImage:
     """Both parts; whatever is added to a stream starts at zero, so that training begins with the identity."""
-    parts = {
-        part: components.build(arch_from_json({"schema": 1, "kind": kind, "config": spec[part]}, Path(part)))
-        for part, kind in (("text_encoder", "text_encoder.text_encoder"), ("unet", "unet.unet"))
-    }
+    parts = {part: components.build(architecture(spec, part)) for part in PARTS}
     for name, module in parts["unet"].named_modules():
         last = name.endswith((".conv2", ".conv2.pointwise", ".proj_out")) or name == "conv_out"
         if last and isinstance(module, nn.Conv2d | nn.Linear):
@@ -76,59 +87,36 @@ def build(spec: dict) -> TextToImage:
     return TextToImage(**parts).train()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """One way a picture looks in training: its place in the list of pictures, its background, whether mirrored."""
-
-    picture: int
-    background: str
-    mirrored: bool
-
-
-def ways_to_show(pictures: tuple[Captioned, ...], spec: dict) -> list[Shown]:
-    """Plain, plain and mirrored where meaning allows, and on a few of the named colours; others are never seen."""
-    ways = []
-    colours = [name for name in BACKGROUNDS if name != PLAIN]
-    for index, picture in enumerate(pictures):
-        ways.append(Shown(picture=index, background=PLAIN, mirrored=False))
-        if picture.may_be_mirrored and spec["mirrored"] > 0:
-            ways.append(Shown(picture=index, background=PLAIN, mirrored=True))
-        rng = np.random.default_rng([spec["seed"], *picture.file.encode()])
-        for colour in rng.permutation(len(colours))[: spec["backgrounds_per_picture"]]:
-            ways.append(Shown(picture=index, background=colours[colour], mirrored=False))
-    return ways
-
-
 @torch.inference_mode()
 def encode_once(
-    pictures: tuple[Captioned, ...], ways: list[Shown], folder: Path, encoder_name: str, spec: dict, out: Path
+    pictures: tuple[Captioned, ...], ways: list[Shown], arguments: argparse.Namespace, size: int, device: torch.device
 ) -> torch.Tensor:
     """Latents [ways, z, h, w]; read back when the same pictures went through the same encoder before."""
-    encoder = components.load(encoder_name)
-    digest = hashlib.sha256(repr((ways, spec["size"])).encode())
+    encoder = components.load(arguments.encoder)
+    digest = hashlib.sha256(repr((ways, size)).encode())
     for picture in pictures:
-        digest.update((folder / picture.file).read_bytes())
+        digest.update((arguments.pictures / picture.file).read_bytes())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    path = out / f"latents-{digest.hexdigest()[:16]}.safetensors"
+    path = arguments.out / f"latents-{digest.hexdigest()[:16]}.safetensors"
     if path.exists():
         return load_file(path)["latents"].float()
-    started, found = time.monotonic(), []
+    encoder.to(device)
+    found = []
     for begin in range(0, len(ways), 32):
-        batch = [
+        pixels = [
             render(
-                folder / pictures[way.picture].file,
-                size=spec["size"],
+                arguments.pictures / pictures[way.picture].file,
+                size=size,
                 background=way.background,
                 mirrored=way.mirrored,
             )
             for way in ways[begin : begin + 32]
         ]
-        pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 255
-        with torch.autocast("cpu", torch.bfloat16):
-            found.append(encoder(pixels.contiguous(memory_format=torch.channels_last)).float().half())
+        with torch.autocast(device.type, torch.bfloat16):
+            found.append(encoder(as_images(pixels).to(device)).cpu().half())
         if begin % 1600 == 0:
-            print(json.dumps({"encoded": begin, "of": len(ways), "seconds": round(time.monotonic() - started)}), flush=True)
+            say(arguments.out, {"encoded": begin, "of": len(ways)})
     latents = torch.cat(found)
     write_tensors(path, {"latents": latents})
     return latents.float()
@@ -142,7 +130,7 @@ class Data:
     ways: list[Shown]
     rows_of: list[list[int]]  # which of the ways show each picture
     latents: torch.Tensor  # of each way, normalised
-    tokenizer: tokenizer.Tokenizer
+    settings: Settings
     shares: torch.Tensor  # of every time step
     spec: dict
 
@@ -155,7 +143,7 @@ class Data:
             way = self._way(self.rows_of[picture], rng)
             rows.append(way)
             texts.append(self._text(self.ways[way], rng))
-        ids = torch.from_numpy(self.tokenizer.encode(texts).ids)
+        ids = torch.from_numpy(self.settings.tokenizer.encode(texts).ids)
         spread = (rng.permutation(size) + rng.random(size)) / size  # one time step from each of `size` equal parts
         steps = torch.from_numpy((spread * len(self.shares)).astype(np.int64))
         noise = torch.from_numpy(rng.standard_normal((size, *self.latents.shape[1:]), dtype=np.float32))
@@ -187,41 +175,6 @@ class Data:
         return caption(picture, rng, templates=TEMPLATES["training"], background=way.background)
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalized, for the matrices inside; as in scripts/train_vae.py, matrices batched.
-
-    Source: Jordan et al. 2024 (Muon); the factor 0.2 * sqrt(larger side) from Liu et al. 2025, arXiv:2502.16982.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(buffer, group["momentum"]).flatten(1)
-                size = 0.2 * max(update.shape) ** 0.5
-                parameter.add_(orthogonalized(update).reshape(parameter.shape).float(), alpha=-group["lr"] * size)
-
-
-def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
-    """The nearest semi-orthogonal matrix, roughly: five quintic Newton-Schulz steps."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16()
-    x = x / (x.norm() + 1e-7)
-    transposed = x.shape[0] > x.shape[1]
-    x = x.T if transposed else x
-    for _ in range(5):
-        gram = x @ x.T
-        x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
-    return x.T if transposed else x
-
-
 def make_optimizers(model: TextToImage, spec: dict) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the matrices inside; AdamW for embeddings, first and last layers, depthwise filters, norms and biases."""
 
@@ -232,8 +185,10 @@ def make_optimizers(model: TextToImage, spec: dict) -> tuple[torch.optim.Optimiz
     matrices = [p for n, p in model.named_parameters() if inside(n, p)]
     rest = [p for n, p in model.named_parameters() if not inside(n, p)]
     adam = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)
-    return (Muon(matrices, lr=1e-3), adam) if spec["muon"] else (
-        torch.optim.AdamW(list(model.parameters()), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0),
+    return (
+        (Muon(matrices, lr=1e-3), adam)
+        if spec["muon"]
+        else (torch.optim.AdamW(list(model.parameters()), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0),)
     )
 
 
@@ -261,48 +216,9 @@ def loss_of(model: TextToImage, batch: tuple[torch.Tensor, ...], shares: torch.T
     return (weight * (found.float() - velocity).square().mean(dim=(1, 2, 3))).mean()
 
 
-@torch.inference_mode()
-def draw(model: TextToImage, texts: list[str], run: dict, *, steps: int, guidance: float, seed: int) -> torch.Tensor:
-    """Latents in the encoder's scale for each text, by DPM-Solver++ with classifier-free guidance."""
-    words: tokenizer.Tokenizer = run["tokenizer"]
-    found = []
-    for begin in range(0, len(texts), 24):
-        part = texts[begin : begin + 24]
-        noise = torch.stack(
-            [
-                torch.from_numpy(np.random.default_rng([seed, begin + i]).standard_normal(run["shape"], dtype=np.float32))
-                for i in range(len(part))
-            ]
-        )
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
-            context = model.text_encoder(torch.from_numpy(words.encode([*part, *[""] * len(part)]).ids))
-
-            def predict(sample: torch.Tensor, step: int, context: torch.Tensor = context) -> torch.Tensor:
-                doubled = torch.cat([sample, sample]).contiguous(memory_format=torch.channels_last)
-                both = model.unet(doubled, torch.full((len(doubled),), float(step)), context).float()
-                conditional, unconditional = both.chunk(2)
-                return unconditional + guidance * (conditional - unconditional)
-
-            found.append(dpm_solver.solve(predict, noise, run["schedule"], steps))
-    latents = torch.cat(found)
-    return latents * run["std"][:, None, None] + run["mean"][:, None, None]
-
-
-@torch.inference_mode()
-def save_grid(path: Path, decoder: nn.Module, latents: torch.Tensor, columns: int) -> None:
-    """Decoded latents as one PNG."""
-    with torch.autocast("cpu", torch.bfloat16):
-        pictures = torch.cat([decoder(part) for part in latents.split(16)]).float().clamp(0, 1)
-    pixels = (pictures * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    blank = np.full((-len(pixels) % columns, *pixels.shape[1:]), 255, np.uint8)
-    rows = np.concatenate([pixels, blank]).reshape(-1, columns, *pixels.shape[1:])
-    sheet = rows.transpose(0, 2, 1, 3, 4).reshape(-1, columns * pixels.shape[2], 3)
-    temporary = path.with_name(f".{path.name}")
-    Image.fromarray(sheet).save(temporary, format="png")
-    temporary.replace(path)
-
-
-def save_checkpoint(out: Path, step: int, model: nn.Module, average: TextToImage, optimizers: tuple, spec: dict) -> None:
+def save_checkpoint(
+    out: Path, step: int, model: nn.Module, average: TextToImage, optimizers: tuple, spec: dict
+) -> None:
     """Weights, their running average and the optimizers' moments: one file, renamed into place."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
@@ -311,27 +227,10 @@ def save_checkpoint(out: Path, step: int, model: nn.Module, average: TextToImage
             tensors |= {f"optimizer.{number}.{index}.{k}": v for k, v in state.items()}
     tensors["step"] = torch.tensor(step)
     write_tensors(out / "checkpoint.safetensors", tensors)
-    for part, kind in (("text_encoder", "text_encoder.text_encoder"), ("unet", "unet.unet")):
+    for part in PARTS:
         module = getattr(average, part)
         write_tensors(out / part / "weights.safetensors", {k: v.half() for k, v in module.state_dict().items()})
-        arch = arch_from_json({"schema": 1, "kind": kind, "config": spec[part]}, Path(part))
-        write_json(out / part / "arch.json", arch_to_json(arch))
-
-
-def load_checkpoint(path: Path, model: nn.Module, average: nn.Module, optimizers: tuple) -> int:
-    tensors = load_file(path)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    average.load_state_dict({k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")})
-    for number, optimizer in enumerate(optimizers):
-        state: dict[int, dict] = {}
-        prefix = f"optimizer.{number}."
-        for key, value in tensors.items():
-            if key.startswith(prefix):
-                index, name = key.removeprefix(prefix).split(".")
-                state.setdefault(int(index), {})[name] = value
-        if state:
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(tensors["step"])
+        write_json(out / part / "arch.json", arch_to_json(architecture(spec, part)))
 
 
 def make_tokenizer(pictures: tuple[Captioned, ...], spec: dict, path: Path) -> tokenizer.Tokenizer:
@@ -341,40 +240,97 @@ def make_tokenizer(pictures: tuple[Captioned, ...], spec: dict, path: Path) -> t
     colours = [f"on a {name} background" for name in BACKGROUNDS]
     texts = [t.format(name=p.name) for p in pictures for t in TEMPLATES["training"]]
     texts += [", ".join(p.keywords) for p in pictures] + colours
-    made = tokenizer.train(texts, vocabulary=spec["text_encoder"]["vocabulary"], length=spec["text_encoder"]["positions"])
+    made = tokenizer.train(
+        texts, vocabulary=spec["text_encoder"]["vocabulary"], length=spec["text_encoder"]["positions"]
+    )
     made.save(path)
     return made
 
 
-def prepare(arguments: argparse.Namespace, spec: dict) -> tuple[Data, dict[str, Any]]:
+def prepare(arguments: argparse.Namespace, spec: dict, device: torch.device) -> Data:
     """Captions, tokenizer, schedule and latents; everything but the networks."""
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     pictures = read_captions(arguments.pictures)
     words = make_tokenizer(pictures, spec, out / "tokenizer.json")
-    noise = Schedule(**spec["schedule"])
-    schedule.save(noise, out / "scheduler.json")
-    ways = ways_to_show(pictures, spec)
-    latents = encode_once(pictures, ways, arguments.pictures, arguments.encoder, spec, out)
+    noises = Schedule(**spec["schedule"])
+    schedule.save(noises, out / "scheduler.json")
+    ways = ways_to_show(
+        pictures, seed=spec["seed"], mirrored=spec["mirrored"] > 0, backgrounds=spec["backgrounds_per_picture"]
+    )
+    latents = encode_once(pictures, ways, arguments, spec["size"], device)
     plain = latents[[i for i, way in enumerate(ways) if way.background == PLAIN]]
     mean, std = plain.mean(dim=(0, 2, 3)), plain.std(dim=(0, 2, 3))
-    write_json(out / "latents.json", {"mean": mean.tolist(), "std": std.tolist()})
-    shares = torch.from_numpy(signal_shares(noise)).float()
-    latents = (latents - mean[:, None, None]) / std[:, None, None]
+    scale = LatentScale(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    latent_files.save(scale, out / "latents.json")
     rows_of: list[list[int]] = [[] for _ in pictures]
     for row, way in enumerate(ways):
         rows_of[way.picture].append(row)
-    data = Data(
-        pictures=pictures, ways=ways, rows_of=rows_of, latents=latents, tokenizer=words, shares=shares, spec=spec
+    return Data(
+        pictures=pictures,
+        ways=ways,
+        rows_of=rows_of,
+        latents=scale.normalised(latents),
+        settings=Settings(tokenizer=words, schedule=noises, scale=scale),
+        shares=torch.from_numpy(signal_shares(noises)).float(),
+        spec=spec,
     )
-    run = {"tokenizer": words, "schedule": noise, "mean": mean, "std": std, "shape": tuple(latents.shape[1:])}
-    return data, run
 
 
-def grid_prompts(pictures: tuple[Captioned, ...], spec: dict) -> list[str]:
-    """Names spread over the whole set; every sixth on a background that may be new to the picture."""
-    chosen = [pictures[i] for i in np.linspace(3, len(pictures) - 4, SHOWN).astype(int)]
-    return [f"{p.name} on a blue background" if i % 6 == 5 else p.name for i, p in enumerate(chosen)]
+def save_grid(out: Path, step: int, average: TextToImage, decoder: nn.Module, data: Data) -> None:
+    """Samples of the averaged weights: names spread over the whole set, every sixth on a background."""
+    chosen = [data.pictures[i] for i in np.linspace(3, len(data.pictures) - 4, SHOWN).astype(int)]
+    prompts = [f"{p.name} on a blue background" if i % 6 == 5 else p.name for i, p in enumerate(chosen)]
+    average.eval()
+    parts = (average.text_encoder, average.unet, decoder)
+    networks = from_modules(*parts, data.settings, pixels=data.spec["size"], bfloat16=True)
+    found = [
+        generate(prompts[i : i + 16], networks, data.settings, Way(seed=i)).images for i in range(0, len(prompts), 16)
+    ]
+    temporary = out / f".grid_{step:07d}.png"
+    sheet(np.concatenate(found), 8).save(temporary, format="png")
+    temporary.replace(out / f"grid_{step:07d}.png")
+
+
+def say(out: Path, row: dict[str, Any]) -> None:
+    row = {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **row}
+    with (out / "log.jsonl").open("a") as log:
+        log.write(json.dumps(row) + "\n")
+    print(json.dumps(row), flush=True)
+
+
+class Stopper:
+    """Whether SIGTERM has come: the training saves and stops at the next step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self)
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def train_step(
+    step: int, model: TextToImage, average: TextToImage, optimizers: tuple, data: Data, rate: float
+) -> tuple[float, float]:
+    """Loss and size of the gradient of one step."""
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+    device = next(model.parameters()).device
+    loss = loss_of(
+        model, tuple(part.to(device) for part in data.batch(step)), data.shares.to(device), data.spec["min_snr"]
+    )
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    if not torch.isfinite(norm):
+        raise SystemExit(f"step {step}: the gradient is not finite; lower lr and go on from the last checkpoint")
+    for optimizer in optimizers:
+        optimizer.step()
+    kept = min(data.spec["ema"], (2 + step) / (11 + step))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - kept)
+    return float(loss.detach()), float(norm)
 
 
 def main() -> None:
@@ -389,72 +345,46 @@ def main() -> None:
     parser.add_argument("--save-minutes", type=float, default=5.0)
     parser.add_argument("--grid-minutes", type=float, default=20.0)
     arguments = parser.parse_args()
+    out = arguments.out
     spec = YAML(typ="safe").load(arguments.spec.read_text())
-    data, run = prepare(arguments, spec)
-    decoder = components.load(arguments.decoder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = prepare(arguments, spec, device)
+    decoder = components.load(arguments.decoder).to(device)
     torch.manual_seed(spec["seed"])
-    model = build(spec).to(memory_format=torch.channels_last)
-    average = build(spec)
+    model = build(spec).to(device=device, memory_format=torch.channels_last)
+    average = build(spec).to(device)
     average.load_state_dict(model.state_dict())
     optimizers = make_optimizers(model, spec)
-    checkpoint = arguments.out / "checkpoint.safetensors"
+    checkpoint = out / "checkpoint.safetensors"
     step = load_checkpoint(checkpoint, model, average, optimizers) if checkpoint.exists() else 0
-    last = None if arguments.decay_from is None else arguments.decay_from + spec["decay_steps"]
-    last = min(x for x in (last, arguments.until, 10**9) if x is not None)
-    sizes = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in ("text_encoder", "unet")}
-    say(arguments.out, {"pictures": len(data.pictures), "ways": len(data.ways), "step": step, "parameters": sizes})
+    ends = (None if arguments.decay_from is None else arguments.decay_from + spec["decay_steps"], arguments.until)
+    last = min((end for end in ends if end is not None), default=10**9)
+    sizes = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PARTS}
+    say(out, {"pictures": len(data.pictures), "ways": len(data.ways), "step": step, "parameters": sizes})
 
-    stop = False
-
-    def asked_to_stop(_number: int, _frame: FrameType | None) -> None:
-        nonlocal stop
-        stop = True
-
-    signal.signal(signal.SIGTERM, asked_to_stop)
-    began = saved = drawn = time.monotonic()
-    since, losses = step, []
-    while step < last and not stop:
+    stopper, began, since, losses = Stopper(), time.monotonic(), step, []
+    saved = drawn = began
+    while step < last and not stopper.asked:
         rate = learning_rate(spec, step, arguments.decay_from)
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = rate
-            optimizer.zero_grad()
-        loss = loss_of(model, data.batch(step), data.shares, spec["min_snr"])
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if not torch.isfinite(norm):
-            raise SystemExit(f"step {step}: the gradient is not finite; lower lr, the last checkpoint is good")
-        for optimizer in optimizers:
-            optimizer.step()
-        losses.append(float(loss.detach()))
+        loss, norm = train_step(step, model, average, optimizers, data, rate)
+        losses.append(loss)
         step += 1
-        kept = min(spec["ema"], (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - kept)
         now = time.monotonic()
         if step % 100 == 0:
-            speed = (step - since) * spec["batch"] / (now - began)
+            row = {"step": step, "epoch": round(step * spec["batch"] / len(data.pictures), 1), "lr": rate}
+            row |= {"loss": round(float(np.mean(losses)), 4), "gradient": round(norm, 3)}
+            say(out, row | {"samples_per_s": round((step - since) * spec["batch"] / (now - began), 1)})
             since, began = step, now
-            epoch = step * spec["batch"] / len(data.pictures)
-            row = {"step": step, "epoch": round(epoch, 1), "loss": round(float(np.mean(losses)), 4), "lr": rate}
-            say(arguments.out, row | {"gradient": round(float(norm), 3), "samples_per_s": round(speed, 1)})
             losses.clear()
         if now - saved > 60 * arguments.save_minutes:
-            save_checkpoint(arguments.out, step, model, average, optimizers, spec)
+            save_checkpoint(out, step, model, average, optimizers, spec)
             saved = now
-        if now - drawn > 60 * arguments.grid_minutes or (drawn == saved and step == last):
-            average.eval()
-            latents = draw(average, grid_prompts(data.pictures, spec), run, steps=20, guidance=3.0, seed=0)
-            save_grid(arguments.out / f"grid_{step:07d}.png", decoder, latents, 8)
-            began, since, drawn = time.monotonic(), step, time.monotonic()
-    save_checkpoint(arguments.out, step, model, average, optimizers, spec)
-    say(arguments.out, {"step": step, "stopped": "asked to" if stop else "at the end"})
-
-
-def say(out: Path, row: dict[str, Any]) -> None:
-    row = {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **row}
-    with (out / "log.jsonl").open("a") as log:
-        log.write(json.dumps(row) + "\n")
-    print(json.dumps(row), flush=True)
+        if now - drawn > 60 * arguments.grid_minutes:
+            save_grid(out, step, average, decoder, data)
+            drawn = time.monotonic()
+    save_checkpoint(out, step, model, average, optimizers, spec)
+    save_grid(out, step, average, decoder, data)
+    say(out, {"step": step, "stopped": "asked to" if stopper.asked else "at the end"})
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Source: Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
 Differs: where the first step starts from pure noise its log-SNR is minus infinity; the limit of the formulas is taken
-(first order for that step and the one after), where diffusers replaces zero signal by a small one. The step to the clean
-latents is first order, as in diffusers.
+(first order for that step and the one after), where diffusers replaces zero signal by a small one. The step to the
+clean latents is first order, as in diffusers.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Classifier-free guidance: away from what the network predicts without text.
 
-Source: Ho and Salimans 2022 (arXiv:2207.12598), eq. (6), in the form `unconditional + scale * difference` (scale 1: none);
+Source: Ho and Salimans 2022 (arXiv:2207.12598), eq. (6), as `unconditional + scale * difference` (scale 1: none);
 `rescale` of Lin et al. 2023 (arXiv:2305.08891), section 3.4, against colours that a strong guidance burns out.
 """
 

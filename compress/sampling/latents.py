@@ -1,7 +1,7 @@
 """Latents between the networks: where noise comes from, the scale the UNet sees, and what must never reach a decoder.
 
-Source: a shift and a scale per channel, so that every latent channel has mean 0 and variance 1 over the training pictures;
-the one factor of Stable Diffusion (0.18215) is the case of equal numbers.
+Source: Stable Diffusion's one factor (0.18215) makes its latents have variance 1; here every channel has a shift and a
+scale of its own, so that each has mean 0 and variance 1 over the training pictures.
 """
 
 import math
@@ -41,8 +41,8 @@ class LatentScale:
     def _row(self, values: tuple[float, ...], like: Any) -> Any:
         if like.shape[1] != len(values):
             raise UserError(
-                f"latents of {like.shape[1]} channels, but the scale of latents.json has {len(values)}: the VAE, the UNet "
-                "and latents.json must come from one training"
+                f"latents of {like.shape[1]} channels, but the scale of latents.json has {len(values)}: the VAE, the "
+                "UNet and latents.json must come from one training"
             )
         row = np.asarray(values, dtype=np.float32)[:, None, None]
         return row if isinstance(like, np.ndarray) else like.new_tensor(row)
@@ -84,7 +84,7 @@ def require_finite(latents: Any, where: str) -> Any:
     broken = [i for i, total in enumerate(sums) if not math.isfinite(float(total))]
     if broken:
         raise UserError(
-            f"{where}: the latents of picture {', '.join(map(str, broken))} are not finite; the weights or the scale of "
-            "the latents do not fit this model (float16 overflow is the usual cause), or guidance is far too strong"
+            f"{where}: the latents of picture {', '.join(map(str, broken))} are not finite; the weights or the scale "
+            "of the latents do not fit this model (float16 overflow is the usual cause), or guidance is far too strong"
         )
     return latents

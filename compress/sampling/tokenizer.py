@@ -1,10 +1,11 @@
 """Prompts to rows of token ids of one length: byte-level BPE, trained on the captions.
 
-Source: Sennrich et al. 2016 (arXiv:1508.07909) on bytes (Radford et al. 2019), by Hugging Face's `tokenizers`; the row is
-CLIP's: start, text, end, and the end token again up to the length.
+Source: Sennrich et al. 2016 (arXiv:1508.07909) on bytes (Radford et al. 2019), by Hugging Face's `tokenizers`; the row
+is CLIP's: start, text, end, and the end token again up to the length.
 Differs: lower case, NFKC and plain quotation marks for everything, so that no prompt has unknown characters.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from compress.errors import UserError, require
-from compress.files import write_text
+from compress.files import read_json, write_text
 
 START, END = "<|start|>", "<|end|>"
 
@@ -74,8 +75,8 @@ def train(texts: Iterable[str], *, vocabulary: int, length: int) -> Tokenizer:
         [
             hf.normalizers.NFKC(),
             hf.normalizers.Lowercase(),
-            hf.normalizers.Replace(hf.Regex("[‘’]"), "'"),
-            hf.normalizers.Replace(hf.Regex("[“”]"), '"'),
+            hf.normalizers.Replace(hf.Regex(r"[\u2018\u2019]"), "'"),
+            hf.normalizers.Replace(hf.Regex(r"[\u201c\u201d]"), '"'),
             hf.normalizers.Replace(hf.Regex(r"\s+"), " "),
             hf.normalizers.Strip(),
         ]
@@ -100,16 +101,16 @@ def load(path: Path) -> Tokenizer:
         MissingExtra: the package `tokenizers` is not installed.
     """
     hf = _tokenizers()
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; a text-to-image preset has its tokenizer.json there")
-    try:
-        inner = hf.Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - the package raises plain Exception
-        raise UserError(f"{path} is not a tokenizer: {error}") from error
-    length = (inner.truncation or {}).get("max_length")
-    missing = [token for token in (START, END) if inner.token_to_id(token) is None]
-    if length is None or length < 3 or missing:
-        raise UserError(f"{path}: no length under truncation.max_length, or no token {' or '.join((START, END))}")
+    data = read_json(path)
+    parts = {key: data.get(key) for key in ("model", "truncation")} if isinstance(data, dict) else {}
+    model, truncation = parts.get("model"), parts.get("truncation")
+    length = truncation.get("max_length") if isinstance(truncation, dict) else None
+    vocabulary = model.get("vocab") if isinstance(model, dict) and model.get("type") == "BPE" else None
+    if not isinstance(vocabulary, dict) or not {START, END} <= set(vocabulary):
+        raise UserError(f"{path}: not a tokenizer of this kind; it needs a BPE model with the tokens {START} and {END}")
+    if not isinstance(length, int) or length < 3:
+        raise UserError(f"{path}: truncation.max_length is {length}; it must be the number of tokens, at least 3")
+    inner = hf.Tokenizer.from_str(json.dumps(data))
     inner.no_truncation()
     return Tokenizer(inner, length)
 

@@ -92,13 +92,14 @@ def gaussian_error(solver, record, count, deviation=0.4):
 @pytest.mark.parametrize("record", [PLAIN, Schedule()], ids=["some signal", "pure noise"])
 def test_more_steps_come_nearer_to_the_exact_flow(record):
     for solver in SOLVERS:
-        errors = [gaussian_error(solver, record, count) for count in (20, 80, 320)]
+        errors = [gaussian_error(solver, record, count) for count in (80, 160, 320)]
         assert errors == sorted(errors, reverse=True)
-        assert errors[-1] < 2e-3
+        assert errors[-1] < 5e-3
 
 
 def test_second_order_beats_first_order_at_equal_steps():
-    assert gaussian_error(dpm_solver, PLAIN, 20) < gaussian_error(ddim, PLAIN, 20) / 2
+    for count in (10, 20, 40, 80):
+        assert gaussian_error(dpm_solver, PLAIN, count) < gaussian_error(ddim, PLAIN, count) / 3
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
