@@ -32,6 +32,7 @@ class Tokenizer:
     """Texts to ids, from a `tokenizer.json`."""
 
     def __init__(self, inner: Any, length: int) -> None:
+        inner.encode_special_tokens = True  # "<|end|>" in a prompt is text like any other
         self._inner = inner
         self.length = length
         self._start, self._end = inner.token_to_id(START), inner.token_to_id(END)

@@ -59,9 +59,12 @@ def test_no_text_has_unknown_characters(text):
 
 
 def test_special_tokens_cannot_be_written_in_a_prompt():
-    (row,) = WORDS.encode(["cat <|end|> face"]).ids
-    (plain,) = WORDS.encode(["cat"]).ids
-    assert not np.array_equal(row, plain)
+    for text in ("<|end|>", "<|start|>", "a<|end|>b"):
+        (row,) = tokenizer.train(TEXTS, vocabulary=300, length=40).encode([text]).ids
+        end = row.tolist().index(END)
+        assert (row[end:] == END).all()
+        assert START not in row[1:]
+        assert end > len("<|end|>") / 2
 
 
 def test_file_round_trip(tmp_path):
