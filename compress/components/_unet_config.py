@@ -60,6 +60,20 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AddedConfig:
+    """What SDXL adds to the time step: a pooled text state, and numbers (sizes of the picture) as waves."""
+
+    width: int  # of both together
+    waves: int  # channels of each number
+    numbers: int = 6
+
+    @property
+    def pooled(self) -> int:
+        """Channels of the pooled text state."""
+        return self.width - self.numbers * self.waves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UNetConfig:
     """Everything needed to rebuild a diffusion UNet. Stages run in the order of computation."""
 
@@ -72,6 +86,7 @@ class UNetConfig:
     down: tuple[StageConfig, ...]
     mid: StageConfig | None  # its second ResNet block follows its first block's transformer
     up: tuple[StageConfig, ...]
+    added: AddedConfig | None = None
 
     def __post_init__(self) -> None:
         problems = _problems(self)
@@ -167,6 +182,9 @@ def _problems(config: UNetConfig) -> list[str]:
     problems = [f"{name} must be positive" for name in numbers if getattr(config, name) < 1]
     if config.grammar.depth_multiplier < 1:
         problems.append("grammar.depth_multiplier must be positive")
+    added = config.added
+    if added is not None and min(added.pooled, added.waves, added.numbers) < 1:
+        problems.append(f"added: width {added.width} leaves {added.pooled} channels for the text; all must be positive")
     problems += _topology(config)
     return problems or [problem for place in places(config) for problem in _block_problems(place, config)]
 

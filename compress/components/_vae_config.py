@@ -57,7 +57,7 @@ class DecoderConfig:
     """Everything needed to rebuild an image decoder. Levels run from the latents' resolution to the image's.
 
     `quant_conv`: a 1x1 convolution on the latents. `image_range`: the network's own values of black and white.
-    `scaling_factor`: what the diffusion UNet's latents are, divided by the encoder's; recorded, not applied.
+    `scaling_factor` and `shift_factor`: latents in and out are the diffusion UNet's, (network's - shift) * scale.
     """
 
     latent_channels: int
@@ -68,6 +68,7 @@ class DecoderConfig:
     quant_conv: bool = False
     image_range: tuple[float, float] = (0.0, 1.0)
     scaling_factor: float = 1.0
+    shift_factor: float = 0.0
 
     def __post_init__(self) -> None:
         check(self, at_latents=0)
@@ -88,6 +89,7 @@ class EncoderConfig:
     quant_conv: bool = False
     image_range: tuple[float, float] = (0.0, 1.0)
     scaling_factor: float = 1.0
+    shift_factor: float = 0.0
 
     def __post_init__(self) -> None:
         check(self, at_latents=3)
@@ -105,6 +107,8 @@ def check(config: DecoderConfig | EncoderConfig, *, at_latents: int) -> None:
     low, high = config.image_range
     if not -math.inf < low < high < math.inf or not 0 < config.scaling_factor < math.inf:
         problems.append(f"image_range {low}..{high} must rise and scaling_factor {config.scaling_factor} be positive")
+    if not math.isfinite(config.shift_factor):
+        problems.append(f"shift_factor {config.shift_factor} must be a number")
     if len(config.levels) != 4 or any((level.step is None) != (i == 3) for i, level in enumerate(config.levels)):
         problems.append(f"{len(config.levels)} levels; an f8 autoencoder has 4, and only the last has step: null")
     before = None

@@ -2,7 +2,7 @@
 
 Source: `mobilediffusion` after Zhao et al. 2023 (arXiv:2311.16567), section 3.2 and the layer table of the appendix;
 `stable-diffusion-1.5` after Rombach et al. 2022 (arXiv:2112.10752), as diffusers' `UNet2DConditionModel` builds it,
-whose tensor names these are, layer for layer.
+whose tensor names these are, layer for layer; SDXL's added conditions after Podell et al. 2023 (arXiv:2307.01952).
 Differs: the paper gives MobileDiffusion's table and sizes, not its whole recipe. Ours fits all four published sizes
 within 0.5%: values are keys in self-attention only, separable convolutions (depth multiplier 2) in both convolutions of
 the 16x16 stages, scale-shift time embedding, linear projections around the transformers, full convolutions between
@@ -37,6 +37,7 @@ from compress.nn.patches import map_patch
 from compress.nn.structure import ChannelGroup, ChannelSlice, Kind
 from compress.nn.unet_blocks import (
     NORM_EPS,
+    AddedEmbedding,
     DoublingConv,
     HalvingConv,
     PassThrough,
@@ -108,6 +109,7 @@ class UpStage(Stage):
 class UNet(nn.Module):
     """Latents [n, z, h, w], time steps [n] and text states [n, t, c] to a prediction [n, z_out, h, w].
 
+    Where the configuration has `added` (SDXL), also a pooled text state [n, p] and the picture's sizes [n, 6].
     Height and width are multiples of 2 to the number of halvings.
     """
 
@@ -120,6 +122,8 @@ class UNet(nn.Module):
             found.setdefault(place.prefix, []).append(place)
         self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
         self.time_embedding = TimeEmbedding(first, config.time_width)
+        added = config.added
+        self.add_embedding = None if added is None else AddedEmbedding(added.width, added.waves, config.time_width)
         self.down_blocks = nn.ModuleList(
             DownStage(config, s, found[f"down_blocks.{i}"]) for i, s in enumerate(config.down)
         )
@@ -133,8 +137,14 @@ class UNet(nn.Module):
         latents: Float[torch.Tensor, "n z h w"],
         timesteps: Float[torch.Tensor, " n"],
         context: Float[torch.Tensor, "n t c"],
+        pooled: Float[torch.Tensor, "n pooled"] | None = None,
+        sizes: Float[torch.Tensor, "n numbers"] | None = None,
     ) -> Float[torch.Tensor, "n z_out h w"]:
         time = self.time_embedding(timesteps)
+        if self.add_embedding is not None:
+            if pooled is None or sizes is None:
+                raise ValueError("this UNet takes a pooled text state and the picture's sizes too: pooled, sizes")
+            time = time + self.add_embedding(pooled, sizes)
         x = self.conv_in(latents)
         skips = [x]
         for stage in self.down_blocks:
@@ -274,11 +284,10 @@ def with_widths(config: UNetConfig, widths: Mapping[str, int]) -> UNetConfig:
 
 
 def _inputs(config: UNetConfig, pixels: int) -> tuple[torch.Tensor, ...]:
-    return (
-        torch.zeros(_latent_shape(config, pixels), device="meta"),
-        torch.zeros(1, device="meta"),
-        torch.zeros(1, TOKENS, config.context_width, device="meta"),
-    )
+    shapes: list[tuple[int, ...]] = [_latent_shape(config, pixels), (1,), (1, TOKENS, config.context_width)]
+    if config.added is not None:
+        shapes += [(1, config.added.pooled), (1, config.added.numbers)]
+    return tuple(torch.zeros(shape, device="meta") for shape in shapes)
 
 
 def _latent_shape(config: UNetConfig, pixels: int) -> tuple[int, ...]:

@@ -4,7 +4,8 @@ Source: the layers are those of Rombach et al. 2022 (arXiv:2112.10752), and one 
 `AutoencoderKL` (Stable Diffusion 1.x, 2.x, XL) and the decoders of MobileDiffusion (Zhao et al. 2023, arXiv:2311.16567,
 section 3.3: f8, 8 latent channels, pruned in width and depth) and SnapFusion (Li et al. 2023, arXiv:2306.00980).
 Differs: an optional linear path (one 1x1 convolution and depth-to-space) beside the network, so that training starts
-from what principal components already know; images are in [0, 1] on both ends, whatever range the network itself has.
+from what principal components already know; images are in [0, 1] on both ends, whatever range the network itself has,
+and latents are those that the diffusion UNet works on.
 """
 
 import torch
@@ -99,7 +100,7 @@ class MidBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [n, latent_channels, h, w] (the encoder's own scale) to images [n, 3, 8h, 8w] in [0, 1]."""
+    """The diffusion UNet's latents [n, latent_channels, h, w] to images [n, 3, 8h, 8w] in [0, 1]."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -114,6 +115,9 @@ class Decoder(nn.Module):
         self.linear = nn.Conv2d(z, 3 * PATCH * PATCH, 1) if config.linear_path else None
 
     def forward(self, latents: Float[torch.Tensor, "n z h w"]) -> Float[torch.Tensor, "n 3 H W"]:
+        scale, shift = self.config.scaling_factor, self.config.shift_factor
+        if (scale, shift) != (1.0, 0.0):
+            latents = latents / scale + shift
         x = self.conv_in(latents if self.post_quant_conv is None else self.post_quant_conv(latents))
         if self.mid is not None:
             x = self.mid(x)
@@ -131,7 +135,7 @@ class Decoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [n, 3, 8h, 8w] in [0, 1] to the mean and log-variance of the latents, each [n, latent_channels, h, w]."""
+    """Images [n, 3, 8h, 8w] in [0, 1] to the diffusion UNet's latents [n, latent_channels, h, w]."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -148,7 +152,7 @@ class Encoder(nn.Module):
     def moments(
         self, images: Float[torch.Tensor, "n 3 H W"]
     ) -> tuple[Float[torch.Tensor, "n z h w"], Float[torch.Tensor, "n z h w"]]:
-        """Mean and log-variance of the posterior."""
+        """Mean and log-variance of the posterior, on the network's own scale, each [n, latent_channels, h, w]."""
         low, high = self.config.image_range
         if (low, high) != (0.0, 1.0):
             images = images * (high - low) + low
@@ -164,8 +168,9 @@ class Encoder(nn.Module):
         return mean, log_variance
 
     def forward(self, images: Float[torch.Tensor, "n 3 H W"]) -> Float[torch.Tensor, "n z h w"]:
-        """The posterior's mean: what decoding, calibration and evaluation use."""
-        return self.moments(images)[0]
+        """The posterior's mean on the diffusion UNet's scale: what decoding, calibration and evaluation use."""
+        mean, scale, shift = self.moments(images)[0], self.config.scaling_factor, self.config.shift_factor
+        return mean if (scale, shift) == (1.0, 0.0) else (mean - shift) * scale
 
 
 def _latent_shape(config: DecoderConfig, pixels: int) -> tuple[int, ...]:

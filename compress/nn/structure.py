@@ -43,6 +43,15 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FixedChannels:
+    """Channels that must stay as they are, and why."""
+
+    name: str
+    width: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """A part that depth pruning may remove whole, or the reason why it may not."""
 
@@ -115,6 +124,8 @@ class Kind:
     inputs: Callable[[Any, int], tuple[torch.Tensor, ...]] | None = None  # on the meta device, where there are several
     units: Callable[[Any], tuple[Block, ...]] | None = None  # pairs and stages: blocks that can go together
     with_patches: Callable[[Any, Sequence[str], Patch], Removal] | None = None  # as without_blocks, but patched
+    fixed_channels: Callable[[Any], tuple[FixedChannels, ...]] | None = None  # where groups are traced, not stated
+    bind: Callable[[Any, Sequence[Any]], Any] | None = None  # gives a configuration the code that it names, if it may
 
 
 def example_inputs(kind: Kind, config: Any, pixels: int) -> tuple[torch.Tensor, ...]:

@@ -5,7 +5,7 @@ latency; BK-SDM (Kim et al. 2023, arXiv:2305.15798) for removing a block behind 
 with their skip, or whole stages.
 Differs: damage is what a removal adds to the squared error to the component's own output, MACs stand for latency unless
 `per` says otherwise, and every remaining block is scored again after each removal, because two blocks that are each
-harmless need not be harmless together. A patch, fitted in closed form, may stand in for each removed block, and counts when it is scored.
+harmless need not be harmless together. A patch, fitted in closed form, may stand in for each removed block.
 With `per: milliseconds` the choice depends on the host and the moment: it is kept with the variant, and a run that
 starts anew may choose otherwise.
 Cost: (blocks + 1) * removals / 2 passes over the calibration inputs.
