@@ -85,7 +85,7 @@ def test_the_method_cuts_what_it_scored_lowest(tmp_path):
     result = cut(tmp_path, variant, ratio=0.5, round_to=4)
     state = variant.module.state_dict()
     kept = {
-        name: width.keep_evenly(width.importance(state, group), group.width // 2, group.norm_groups)
+        name: width.keep_evenly(width.magnitude(state, group), group.width // 2, group.norm_groups)
         for name, group in GROUPS.items()
     }
     x = tiny.latents()
@@ -175,7 +175,7 @@ def test_importance_is_the_sum_of_relative_norms():
     ):
         norms = [float(row.double().square().sum().sqrt()) for row in tensor]
         expected.append([n / (sum(norms) / len(norms)) for n in norms])
-    got = width.importance(state, group)
+    got = width.magnitude(state, group)
     assert got.tolist() == pytest.approx([sum(column) for column in zip(*expected, strict=True)], rel=1e-5)
 
 
