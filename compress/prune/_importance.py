@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from calibration import moments
-from calibration.calls import calls
+from calibration.watching import Call, watch
 from compress.nn.structure import ChannelGroup, ChannelSlice
 from compress.prune._elimination import Consumer, eliminate
 from compress.prune._reconstruct import layer_of, readers
@@ -62,12 +62,14 @@ def activation(watched: Watched, groups: Sequence[ChannelGroup]) -> dict[str, to
     state = watched.module.state_dict()
     names, _ = readers(watched.module, groups, [g.name for g in groups])
     squares: dict[str, torch.Tensor] = {}
+
+    def told(name: str, call: Call) -> None:
+        x = call.input.movedim(1, -1) if call.input.dim() == 4 else call.input
+        squares[name] = squares.get(name, 0.0) + x.flatten(0, -2).square().sum(0, dtype=torch.float64)
+
     for index, batch in enumerate(watched.batches):
         watched.progress(index, len(watched.batches), "measuring activations")
-        for name, call in calls(watched.module, batch, names).items():
-            x = call.input.movedim(1, -1) if call.input.dim() == 4 else call.input
-            energy = x.flatten(0, -2).square().sum(0, dtype=torch.float64)
-            squares[name] = squares.get(name, 0.0) + energy
+        watch(watched.module, batch, names, told)
     scores = {}
     for group in groups:
         total = torch.zeros(group.width)
@@ -176,14 +178,16 @@ def _input_moments(watched: Watched, names: Sequence[str]) -> dict[str, moments.
     generator = torch.Generator().manual_seed(watched.seed)
     each = max(1, watched.positions // sum(batch[0].shape[0] for batch in watched.batches))
     found: dict[str, moments.Moments] = {}
+
+    def told(name: str, call: Call) -> None:
+        layer = layer_of(watched.module, name)
+        rows = moments.input_rows(layer, call.input, moments.positions(layer, call.output, each, generator))
+        before = found.get(name) or moments.start(rows.shape[1], 0)
+        found[name] = moments.update(before, rows, rows.new_zeros(len(rows), 0))
+
     for index, batch in enumerate(watched.batches):
         watched.progress(index, len(watched.batches), "measuring activations")
-        for name, call in calls(watched.module, batch, names).items():
-            layer = layer_of(watched.module, name)
-            rows = moments.input_rows(layer, call.input, moments.positions(layer, call.output, each, generator))
-            found[name] = moments.update(
-                found.get(name) or moments.start(rows.shape[1], 0), rows, rows.new_zeros(len(rows), 0)
-            )
+        watch(watched.module, batch, names, told)
     return found
 
 

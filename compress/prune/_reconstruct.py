@@ -3,24 +3,26 @@
 Source: channel pruning (He et al. 2017, arXiv:1707.06168): the cut network's own inputs against the whole network's
 outputs (section 3.1.2), and the end of a residual branch against the whole sum (section 3.3.2); ThiNet (Luo et al.
 2017, arXiv:1707.06342) for solving the layers in order.
-Differs: every layer that reads, wherever it is; the bias too; the ridge is chosen on held-out samples.
-Cost: for each layer one pass of the cut network up to it, and a linear system of channels * kernel elements.
+Differs: every layer that reads, wherever it is; the bias too; the ridge is chosen on held-out samples. Each layer is
+solved in the moment in which it has run, so that one pass is enough and every layer sees those before it solved.
+Cost: one pass of the cut network over all samples at once, one of the whole network, and for each layer a linear system
+of input channels * kernel elements.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import nn
 
 from calibration import moments
-from calibration.calls import calls
+from calibration.watching import Call, watch
+from compress.nn.batches import split, take
 from compress.nn.structure import ChannelGroup, stays
 from compress.records import Inputs
 
-TARGET_BYTES = 256 << 20  # of the whole network's outputs that are kept at a time
-HOLD_OUT = 4  # every fourth batch chooses the ridge
+TARGET_BYTES = 512 << 20  # of the whole network's outputs that are kept at a time
+HOLD_OUT = 4  # every fourth sample chooses the ridge
 
 Progress = Callable[[int, int, str], None]
 
@@ -32,14 +34,14 @@ class Pair:
     whole: nn.Module
     cut: nn.Module  # written to
     outputs: Mapping[str, torch.Tensor]  # layer -> which of its output channels were kept
-    batches: Sequence[Inputs]
+    inputs: Inputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """At how many positions of each layer's output, and which."""
 
-    positions: int  # over all batches
+    positions: int  # over all samples
     seed: int
 
 
@@ -75,22 +77,25 @@ def kept_outputs(
 
 def reconstruct(pair: Pair, names: Sequence[str], sampling: Sampling, progress: Progress) -> None:
     """Solve the named layers of `pair.cut` anew, in the order in which they run."""
-    first = calls(pair.whole, pair.batches[0], names)
-    generator = torch.Generator().manual_seed(sampling.seed)
-    each = max(1, sampling.positions // sum(batch[0].shape[0] for batch in pair.batches))
-    where = {
-        name: [moments.positions(layer_of(pair.whole, name), call.output, each, generator) for _ in pair.batches]
-        for name, call in first.items()
-    }
-    sizes = {name: call.output.shape[-3 if call.output.dim() == 4 else -1] for name, call in first.items()}
-    del first
-    done = 0
-    for window in _windows({n: 4 * sizes[n] * sum(map(len, where[n])) for n in where}):
-        targets = _targets(pair, window, where)
-        for name in window:
-            progress(done, len(where), f"solving {name}")
-            _solve(pair, name, where[name], targets.pop(name))
-            done += 1
+    where, sizes = _places(pair, names, sampling)
+    samples = len(pair.inputs[0])
+    windows = _windows({name: 4 * samples * len(where[name]) * sizes[name] for name in where})
+    targets: dict[str, list[torch.Tensor]] = {}
+    done: list[str] = []
+
+    def told(name: str, call: Call) -> None:
+        progress(len(done), len(where), f"solving {name}")
+        if name not in targets:
+            targets.update(_targets(pair, next(windows), where))
+        layer, at = layer_of(pair.cut, name), where[name]
+        wanted = torch.cat(targets.pop(name))
+        if call.added is not None:
+            wanted = wanted - moments.output_rows(layer, call.added, at)
+        _solve(layer, moments.input_rows(layer, call.input, at), wanted, samples)
+        call.output.copy_(layer(call.input))
+        done.append(name)
+
+    watch(pair.cut, pair.inputs, list(where), told)
 
 
 def layer_of(module: nn.Module, name: str) -> moments.Layer:
@@ -98,6 +103,22 @@ def layer_of(module: nn.Module, name: str) -> moments.Layer:
     layer = module.get_submodule(name)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     return layer
+
+
+def _places(pair: Pair, names: Sequence[str], sampling: Sampling) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """In the order in which the layers run: at which positions of their outputs, and how many channels these have."""
+    generator = torch.Generator().manual_seed(sampling.seed)
+    each = max(1, sampling.positions // len(pair.inputs[0]))
+    where: dict[str, torch.Tensor] = {}
+    sizes: dict[str, int] = {}
+
+    def told(name: str, call: Call) -> None:
+        layer = layer_of(pair.whole, name)
+        where[name] = moments.positions(layer, call.output, each, generator)
+        sizes[name] = len(pair.outputs.get(name, layer.weight))
+
+    watch(pair.whole, take(pair.inputs, 0, 1), names, told)
+    return where, sizes
 
 
 def _windows(sizes: Mapping[str, int]) -> Iterator[list[str]]:
@@ -111,35 +132,30 @@ def _windows(sizes: Mapping[str, int]) -> Iterator[list[str]]:
     yield window
 
 
-Rows = Float[torch.Tensor, "rows o"]
-
-
-def _targets(
-    pair: Pair, names: Sequence[str], where: Mapping[str, Sequence[torch.Tensor]]
-) -> dict[str, list[torch.Tensor]]:
+def _targets(pair: Pair, names: Sequence[str], where: Mapping[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
     """What the whole network has behind each layer, residual sum included, in the channels that were kept."""
     found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    for index, batch in enumerate(pair.batches):
-        for name, call in calls(pair.whole, batch, names).items():
-            layer, at = layer_of(pair.whole, name), where[name][index]
-            rows = moments.output_rows(layer, call.output, at)
-            if call.added is not None:
-                rows = rows + moments.output_rows(layer, call.added, at)
-            found[name].append(rows[:, pair.outputs[name]] if name in pair.outputs else rows)
+
+    def told(name: str, call: Call) -> None:
+        layer = layer_of(pair.whole, name)
+        rows = moments.output_rows(layer, call.output, where[name])
+        if call.added is not None:
+            rows = rows + moments.output_rows(layer, call.added, where[name])
+        found[name].append(rows[:, pair.outputs[name]] if name in pair.outputs else rows)
+
+    for sample in split(pair.inputs, 1):
+        watch(pair.whole, sample, names, told)
     return found
 
 
-def _solve(pair: Pair, name: str, where: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
-    """Write the layer of the cut network that comes nearest to the targets on what it reads now."""
-    layer = layer_of(pair.cut, name)
+def _solve(layer: moments.Layer, rows: torch.Tensor, wanted: torch.Tensor, samples: int) -> None:
+    """Write into a layer the weight and bias that make of these rows what is wanted; equally many rows a sample."""
     weight = moments.matrix(layer)
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
     sides = [moments.start(weight.shape[1], weight.shape[0]) for _ in range(2)]
-    for index, (batch, target) in enumerate(zip(pair.batches, targets, strict=True)):
-        call, at = calls(pair.cut, batch, [name])[name], where[index]
-        wanted = target if call.added is None else target - moments.output_rows(layer, call.added, at)
+    for index, (x, y) in enumerate(zip(rows.tensor_split(samples), wanted.tensor_split(samples), strict=True)):
         side = int(index % HOLD_OUT == HOLD_OUT - 1)
-        sides[side] = moments.update(sides[side], moments.input_rows(layer, call.input, at), wanted)
+        sides[side] = moments.update(sides[side], x, y)
     weight, bias = moments.solve(sides[0], sides[1], weight, bias, free_bias=layer.bias is not None)
     with torch.no_grad():
         layer.weight.copy_(weight.reshape(layer.weight.shape))

@@ -149,7 +149,7 @@ def carry_out(stage: StageInput, proposal: Proposal) -> StageResult:
                 whole=stage.variant.module,
                 cut=module,
                 outputs=kept_outputs(state, groups, kept),
-                batches=_batches(stage, config),
+                inputs=_inputs(stage, config),
             )
             notes.append(_solve_anew(pair, names, stage, config))
     return StageResult(
@@ -311,17 +311,17 @@ def _achieved(proposal: Proposal, groups: Sequence[ChannelGroup]) -> tuple[Achie
     return (Achieved(what=f"{config.of} removed", requested=config.ratio, achieved=share, unit=unit, met=met),)
 
 
-def _batches(stage: StageInput, config: Config) -> list[Inputs]:
-    """Calibration inputs one by one, pictures and latents cropped to their middle."""
+def _inputs(stage: StageInput, config: Config) -> Inputs:
+    """Calibration inputs, pictures and latents cropped to their middle."""
     side = kind_of(stage.variant.arch.kind).input_shape(stage.variant.arch.config, config.pixels)[-1]
-    return [tuple(_central_crop(x, side) for x in s) for s in split(take(stage.inputs, 0, config.samples), 1)]
+    return tuple(_central_crop(x, side) for x in take(stage.inputs, 0, config.samples))
 
 
 def _central_crop(x: torch.Tensor, size: int) -> torch.Tensor:
     if x.dim() != 4:
         return x
     top, left = (max(0, (side - size) // 2) for side in x.shape[-2:])
-    return x[..., top : top + size, left : left + size]
+    return x[..., top : top + size, left : left + size].contiguous()
 
 
 def _scores(stage: StageInput, groups: Sequence[ChannelGroup], config: Config) -> dict[str, torch.Tensor]:
@@ -331,7 +331,7 @@ def _scores(stage: StageInput, groups: Sequence[ChannelGroup], config: Config) -
         return {g.name: magnitude(module.state_dict(), g) for g in groups}
     watched = Watched(
         module=module,
-        batches=_batches(stage, config),
+        batches=list(split(_inputs(stage, config), 1)),
         positions=config.positions,
         seed=stage.seed,
         progress=stage.progress,
@@ -359,5 +359,5 @@ def _solve_anew(pair: Pair, names: Sequence[str], stage: StageInput, config: Con
 def _squared_error(pair: Pair) -> float:
     """Mean squared difference of the two networks' outputs."""
     with torch.no_grad():
-        errors = [(pair.whole(*b) - pair.cut(*b)).double().square().mean() for b in pair.batches]
+        errors = [(pair.whole(*b) - pair.cut(*b)).double().square().mean() for b in split(pair.inputs, 1)]
     return float(torch.stack(errors).mean())
