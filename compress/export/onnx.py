@@ -106,6 +106,8 @@ def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
+    # left alone, products with integer weights round their activations to 8 bits, which no recipe asked for
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = _session(runtime, path, options)
     names = [given.name for given in session.get_inputs()]
 
