@@ -52,6 +52,7 @@ def test_a_good_candidate_passes_and_its_reference_has_floors(sets):
         ("psnr", "reference", "min", True),
         ("ssim", "reference", "min", True),
         ("lpips", "reference", "max", True),
+        ("sanity", "candidate", "max", True),
     ]
     assert {v.subject for v in found} == {"variant"}
     assert found[2].net == found[5].net == "st-alex"
