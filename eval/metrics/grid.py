@@ -26,9 +26,7 @@ HIGHER_IS_BETTER = False
 RANGE = (0.0, 255.0)
 NEEDS_NET = False
 TAKES = "images"
-DEFINITION = (
-    "8x8 template power plus excess squared steps between 8x8 patches of the error, cut at 16/255; root, in /255"
-)
+DEFINITION = "power of the 8x8 template plus excess squared steps between patches of the error, cut at 16/255; root"
 PERIOD = 8
 SMALLEST = 3 * PERIOD
 CUT = 16 / 255

@@ -3,7 +3,8 @@
 Source: Wang, Simoncelli and Bovik 2003 (Asilomar), eq. (7) with the weights of its table: 0.0448, 0.2856, 0.3001,
 0.2363, 0.1333; each scale is the mean of 2x2 pixels of the one before.
 Differs: the data range is 1 and never read off an image; a scale that comes out negative counts as 0, where a power
-of it would be NaN; channels are averaged at each scale, as in torchmetrics; windows that leave the image are not used.
+of it would be NaN; channels are averaged at each scale. As in torchmetrics, windows that leave the image are not used,
+but at the coarsest scale, where they see its reflection.
 Cost: a third more than SSIM, in float64. Needs 176 pixels on each side: 11 at the coarsest scale.
 """
 
@@ -20,9 +21,7 @@ HIGHER_IS_BETTER = True
 RANGE = (0.0, 1.0)
 NEEDS_NET = False
 TAKES = "images"
-DEFINITION = (
-    "Wang 2003: five scales, weights 0.0448 0.2856 0.3001 0.2363 0.1333, SSIM's window, range 1, negatives to 0"
-)
+DEFINITION = "Wang 2003: five scales, SSIM's window, range 1, negatives to 0, coarsest scale reflected at the edge"
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SMALLEST = WINDOW * 2 ** (len(WEIGHTS) - 1)
 
@@ -33,8 +32,10 @@ def ms_ssim(reference: Tensor, candidate: Tensor) -> Float[Tensor, " n"]:
     x, y = reference.double(), candidate.double()
     product = torch.ones(len(x), dtype=torch.float64, device=x.device)
     for scale, weight in enumerate(WEIGHTS):
-        luminance, structure = parts(x, y)
         last = scale == len(WEIGHTS) - 1
+        if last:
+            x, y = (functional.pad(image, [WINDOW // 2] * 4, "reflect") for image in (x, y))
+        luminance, structure = parts(x, y)
         local = luminance * structure if last else structure
         product = product * local.mean((1, 2, 3)).clamp_min(0) ** weight
         x, y = functional.avg_pool2d(x, 2), functional.avg_pool2d(y, 2)
