@@ -24,7 +24,9 @@ class ActivationStats:
     output: Histogram
 
 
-def collect(module: nn.Module, batches: Iterable[Tensor], names: Sequence[str]) -> dict[str, ActivationStats]:
+def collect(
+    module: nn.Module, batches: Iterable[tuple[Tensor, ...]], names: Sequence[str]
+) -> dict[str, ActivationStats]:
     """Run the batches through the module, in eval mode and without gradients, and watch the named submodules.
 
     The module is left as it was: hooks removed, training flags put back, also when something fails. An input is
@@ -32,7 +34,7 @@ def collect(module: nn.Module, batches: Iterable[Tensor], names: Sequence[str]) 
 
     Args:
         module: What to run.
-        batches: Its inputs, one tensor per call.
+        batches: Its inputs, one tuple of tensors per call.
         names: Qualified names as in `module.named_modules()`.
 
     Raises:
@@ -50,7 +52,7 @@ def collect(module: nn.Module, batches: Iterable[Tensor], names: Sequence[str]) 
         module.eval()
         with torch.no_grad():
             for batch in batches:
-                module(batch)
+                module(*batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -4,23 +4,25 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
-from calibration import images
+from compress import feeds
+from compress.components import kind_of, read_arch
 from compress.errors import UserError
+from compress.nn.batches import outputs
 from compress.nn.cost import Cost
 from compress.nn.surgery import float_twin
 from compress.plan import Plan
 from compress.recipe import Gate
-from compress.records import Variant
+from compress.records import Feed, Inputs, Variant
 from compress.runs import Emit, RunFolder
 from compress.store import ROOT, Store, key_of
 from eval import compare, gates
 from eval.metrics import latency
 
-Decode = Callable[[torch.Tensor], torch.Tensor]
 BATCH = 2  # photographs measured at once
 ALWAYS = compare.Metric(name="psnr")
 JUDGED_LATENCY_SECONDS = 12.0  # per comparison that a gate judges
@@ -32,7 +34,7 @@ class Photographs:
 
     names: tuple[str, ...]
     truth: torch.Tensor  # [n, 3, h, w] in [0, 1]
-    inputs: torch.Tensor  # [n, z, h/8, w/8]
+    inputs: Inputs  # of the component, e.g. latents [n, z, h/8, w/8]
     reference: torch.Tensor  # [n, 3, h, w]
     digest: str
 
@@ -45,7 +47,7 @@ class Job:
     store: Store
     run: RunFolder
     teacher: Variant
-    companion: nn.Module  # photographs to the component's inputs
+    feed: Feed
     tell: Emit
 
 
@@ -75,24 +77,24 @@ class Measured:
         return self.stages[-1]
 
 
-def prepare(plan: Plan, teacher: nn.Module, companion: nn.Module) -> Photographs:
-    """Load, encode and decode the evaluation photographs."""
-    data = plan.recipe.data.evaluation
-    found = images.load(data.source, split="evaluation", count=data.count, size=data.size)
-    inputs = run_in_batches(companion, found.images)
+def feed_of(plan: Plan) -> Feed:
+    """The feed of the plan's component, its companions loaded."""
+    kind = kind_of(read_arch(plan.teacher).kind)
+    return cast("Feed", feeds.of(kind).feed(plan.recipe.data, plan.companions, plan.recipe.seed))
+
+
+def prepare(feed: Feed, teacher: nn.Module) -> Photographs:
+    """Load and encode the evaluation photographs, and run the teacher on them."""
+    found = feed.evaluation()
+    if found.truth is None:
+        raise UserError("only components that make pictures can be judged so far")
     return Photographs(
         names=found.names,
-        truth=found.images,
-        inputs=inputs,
-        reference=run_in_batches(teacher, inputs),
+        truth=found.truth,
+        inputs=found.inputs,
+        reference=outputs(teacher, found.inputs),
         digest=found.digest,
     )
-
-
-def run_in_batches(run: Decode, inputs: torch.Tensor, batch: int = BATCH) -> torch.Tensor:
-    """All outputs, a few at a time, without gradients."""
-    with torch.no_grad():
-        return torch.cat([run(part) for part in inputs.split(batch)])
 
 
 def specs(recipe_gates: Sequence[Gate]) -> tuple[gates.GateSpec, ...]:
@@ -166,7 +168,7 @@ def measured_once(
     )
 
     def build(folder: Path) -> None:
-        decoded = run_in_batches(module, photographs.inputs)
+        decoded = outputs(module, photographs.inputs)
         rows = [compare.to_json(m) for m in measure(photographs, decoded, metrics, "ground_truth")]
         (folder / "measurements.json").write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
 
@@ -175,14 +177,14 @@ def measured_once(
     return tuple(compare.from_json(row) for row in rows)
 
 
-def torch_latency(teacher: nn.Module, module: nn.Module, example: torch.Tensor, seconds: float) -> latency.LatencyRatio:
+def torch_latency(teacher: nn.Module, module: nn.Module, example: Inputs, seconds: float) -> latency.LatencyRatio:
     """Structure against structure in torch: quantized layers run in float here, so integers gain nothing."""
     structure = float_twin(module)
 
     def timed(m: nn.Module) -> Callable[[], object]:
         def work() -> object:
             with torch.no_grad():
-                return m(example)
+                return m(*example)
 
         return work
 

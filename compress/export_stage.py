@@ -11,10 +11,11 @@ import torch
 from compress import evaluation, registry
 from compress.errors import UserError
 from compress.evaluation import Job, Measured, Photographs
+from compress.nn.batches import outputs, take
 from compress.nn.qmodules import quantized
 from compress.plan import Plan
 from compress.recipe import PlannedExport
-from compress.records import Variant
+from compress.records import Inputs, Variant
 from compress.runs import Event
 from compress.store import Store, code_digest, key_of
 from compress.verdicts import tally
@@ -60,17 +61,17 @@ def _one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measu
     job.tell(Event(kind="progress", name=name, text="writing the variant", done=0, total=3))
     metadata = {"component": variant.component, "recipe": plan.recipe.name, "recipe_sha256": plan.digest}
     source = Source(variant=variant, key=plan.variant_key, metadata=metadata)
-    made = _file(job.store, item, source, photographs.inputs[:1])
+    made = _file(job.store, item, source, take(photographs.inputs, 0, 1))
     path = job.run.root / "artifacts" / made.name
     path.parent.mkdir(exist_ok=True)
     shutil.copyfile(made, path)
     job.tell(Event(kind="progress", name=name, text="writing the teacher, for comparison", done=1, total=3))
-    theirs = teacher_file(plan, job.store, item.format, job.teacher, photographs.inputs[:1])
+    theirs = teacher_file(plan, job.store, item.format, job.teacher, take(photographs.inputs, 0, 1))
     job.tell(Event(kind="progress", name=name, text="decoding, measuring and timing the file", done=2, total=3))
     judged = judge_file(plan, path, theirs, photographs, measured.stages[0].measurements)
     parity = compare.compare(
         ground_truth=photographs.truth,
-        reference=evaluation.run_in_batches(variant.module, photographs.inputs),
+        reference=outputs(variant.module, photographs.inputs),
         candidate=judged.outputs,
         metrics=[evaluation.ALWAYS],
         pairs=[("candidate", "reference")],
@@ -106,12 +107,12 @@ def judge_file(
     name = format_of(path)
     exporter, threads = registry.load(f"export.{name}"), torch.get_num_threads()
     candidate, theirs = exporter.load(path, threads=threads), exporter.load(reference, threads=threads)
-    outputs = evaluation.run_in_batches(candidate, photographs.inputs, 1)
-    specs, example = evaluation.specs(plan.recipe.gates), photographs.inputs[:1]
-    measurements = evaluation.complete(photographs, outputs, specs, of_teacher)
+    made = outputs(candidate, photographs.inputs, 1)
+    specs, example = evaluation.specs(plan.recipe.gates), take(photographs.inputs, 0, 1)
+    measurements = evaluation.complete(photographs, made, specs, of_teacher)
     taken = latency.paired_ratio(
-        lambda: theirs(example),
-        lambda: candidate(example),
+        lambda: theirs(*example),
+        lambda: candidate(*example),
         sampling=latency.Sampling(seconds=evaluation.JUDGED_LATENCY_SECONDS),
         runtime=exporter.RUNTIME,
         threads=threads,
@@ -120,7 +121,7 @@ def judge_file(
     return Exported(
         format=name,
         path=path,
-        outputs=outputs,
+        outputs=made,
         measurements=measurements,
         latency=taken,
         sizes=sizes,
@@ -140,7 +141,7 @@ def format_of(path: Path) -> str:
     return suffixes[path.suffix]
 
 
-def teacher_file(plan: Plan, store: Store, format_name: str, teacher: Variant, example: torch.Tensor) -> Path:
+def teacher_file(plan: Plan, store: Store, format_name: str, teacher: Variant, example: Inputs) -> Path:
     """The teacher in a format, as the reference for latency and size; with the recipe's options for that format."""
     options = next((item.config for item in plan.recipe.export if item.format == format_name), None)
     config = options or registry.load(f"export.{format_name}").Config()
@@ -149,7 +150,7 @@ def teacher_file(plan: Plan, store: Store, format_name: str, teacher: Variant, e
     return _file(store, item, source, example)
 
 
-def _file(store: Store, item: PlannedExport, source: Source, example: torch.Tensor) -> Path:
+def _file(store: Store, item: PlannedExport, source: Source, example: Inputs) -> Path:
     """The exported file, from the store if it was made before."""
     exporter = registry.load(f"export.{item.format}")
     name = source.variant.component.rpartition("/")[2] + exporter.SUFFIX
@@ -159,7 +160,7 @@ def _file(store: Store, item: PlannedExport, source: Source, example: torch.Tens
             "export": item.format,
             "config": item.config.model_dump(mode="json"),
             "variant": source.key,
-            "shape": list(example.shape),
+            "shapes": [list(x.shape) for x in example],
             "metadata": metadata,
             "code": code_digest(Path(str(exporter.__file__))),
             "torch": torch.__version__,

@@ -6,9 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from calibration import images
 from compress import evaluation, registry, verdicts
 from compress import zoo as zoos
 from compress.components import load_variant, save_variant
@@ -17,6 +14,7 @@ from compress.evaluation import Job, Measured, StageSummary
 from compress.export_stage import Exported, export_and_gate
 from compress.files import read_json, write_json
 from compress.nn import cost
+from compress.nn.batches import outputs, take
 from compress.plan import Plan, PlannedStage
 from compress.records import StageInput, StageRecord, Variant
 from compress.reporting import write_report
@@ -72,9 +70,10 @@ def run_plan(plan: Plan, *, store: Store, out: Path, zoo: Path, emit: Emit, reci
         emit(Event(kind="cached", name="gates, files and report", text=str(out)))
         return _outcome_on_disk(run, plan, zoo)
     _refuse_taken_name(plan, zoo)
-    teacher, companion = load_variant(plan.teacher, plan.recipe.component), load_variant(plan.companion)
+    teacher = load_variant(plan.teacher, plan.recipe.component)
     run.begin(digest=plan.digest, key=plan.variant_key, recipe_text=recipe_text, plan=plan.to_json())
-    job = Job(plan=plan, store=store, run=run, teacher=teacher, companion=companion.module, tell=run.noting(emit))
+    feed = evaluation.feed_of(plan)
+    job = Job(plan=plan, store=store, run=run, teacher=teacher, feed=feed, tell=run.noting(emit))
     ran = _run_stages(job)
     variant = ran[-1].variant
     save_variant(variant, run.root / "variant")
@@ -115,19 +114,12 @@ def _run_stages(job: Job) -> list[Ran]:
 
 def _run_stage(job: Job, stage: PlannedStage, name: str, parent: Variant) -> Path:
     """Run one method and store its result."""
-    data, seed, companion = job.plan.recipe.data.calibration, job.plan.recipe.seed, job.companion
-    photographs = images.load(data.source, split="calibration", count=data.count, size=data.size)
-    sampler = images.sampler(data.source, "calibration")
-
-    def sample(step: int, batch: int, pixels: int) -> torch.Tensor:
-        return evaluation.run_in_batches(companion, sampler.crops(step, batch, pixels, seed), batch)
-
     given = StageInput(
         variant=parent,
         teacher=job.teacher.module,
-        inputs=evaluation.run_in_batches(companion, photographs.images),
-        sample=sample,
-        seed=seed,
+        inputs=job.feed.calibration(),
+        sample=job.feed.sample,
+        seed=job.plan.recipe.seed,
         scratch=job.store.scratch(stage.key),
         progress=lambda done, total, text: job.tell(
             Event(kind="progress", name=name, text=text, done=done, total=total)
@@ -153,7 +145,7 @@ def _measure_all(job: Job, ran: Sequence[Ran]) -> Measured:
     """Cost, picture quality and torch latency of the teacher and of every stage's variant."""
     started = time.monotonic()
     job.tell(Event(kind="started", name="measuring"))
-    photographs = evaluation.prepare(job.plan, job.teacher.module, job.companion)
+    photographs = evaluation.prepare(job.feed, job.teacher.module)
     rows: list[StageSummary] = []
     for number, item in enumerate(ran):
         job.tell(Event(kind="progress", name="measuring", text=item.method, done=number, total=len(ran)))
@@ -166,13 +158,13 @@ def _summary(
     job: Job, item: Ran, photographs: evaluation.Photographs, before: Sequence[StageSummary], *, last: bool
 ) -> StageSummary:
     """One stage's variant, measured; the last one with everything that the gates ask for."""
-    module, example = item.variant.module, photographs.inputs[:1]
+    module, example = item.variant.module, take(photographs.inputs, 0, 1)
     specs = evaluation.specs(job.plan.recipe.gates)
     measurements = evaluation.measured_once(job.store, item.key, photographs, evaluation.image_metrics(specs), module)
     if last:
-        outputs = evaluation.run_in_batches(module, photographs.inputs)
+        pictures = outputs(module, photographs.inputs)
         teacher = before[0].measurements if before else measurements
-        measurements = evaluation.complete(photographs, outputs, specs, teacher, measurements)
+        measurements = evaluation.complete(photographs, pictures, specs, teacher, measurements)
     taken = None
     if before:
         seconds = STAGE_LATENCY_SECONDS if not last or job.plan.recipe.export else evaluation.JUDGED_LATENCY_SECONDS
@@ -182,7 +174,7 @@ def _summary(
         config=", ".join(f"{k}: {v}" for k, v in item.config.items()),
         seconds=item.seconds,
         cached=item.cached,
-        cost=cost.measure(module, [tuple(example.shape)]),
+        cost=cost.measure(module, example),
         measurements=measurements,
         latency=taken,
     )

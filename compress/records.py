@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+Inputs = tuple[torch.Tensor, ...]  # of one call, samples along the first axis: latents, time steps, text embeddings
+
 
 class Needs(StrEnum):
     """What a method needs besides the variant itself."""
@@ -73,8 +75,8 @@ class StageInput:
 
     variant: Variant
     teacher: nn.Module  # the component as it was loaded
-    inputs: torch.Tensor  # calibration inputs of the component, e.g. latents [n, z, h, w]
-    sample: Callable[[int, int, int], torch.Tensor]  # (step, batch, pixels) -> training inputs, same step same bits
+    inputs: Inputs  # calibration inputs of the component, e.g. latents [n, z, h, w] alone for a decoder
+    sample: Callable[[int, int, int], Inputs]  # (step, batch, pixels) -> training inputs, same step same bits
     seed: int
     scratch: Path  # survives a kill; emptied once the stage's result is stored
     progress: Callable[[int, int, str], None] = field(default=lambda done, total, text: None)
@@ -100,3 +102,22 @@ class Prediction:
     activation_bits: int = 32
     granularity: Any = None  # compress.nn.affine.Granularity of quantized weights
     in_float: tuple[str, ...] = ()  # patterns of layers that are not quantized
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """What a variant is judged on."""
+
+    names: tuple[str, ...]
+    inputs: Inputs
+    truth: torch.Tensor | None  # pictures [n, 3, h, w] in [0, 1] that a perfect component would give back
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed:
+    """Where a component's inputs come from; nothing is loaded before it is asked for."""
+
+    calibration: Callable[[], Inputs]
+    sample: Callable[[int, int, int], Inputs]  # (step, batch, pixels) -> training inputs, same step same bits
+    evaluation: Callable[[], Samples]

@@ -11,7 +11,8 @@ import torch
 
 from compress.evaluation import Job, Measured, StageSummary
 from compress.export_stage import Exported
-from compress.records import Variant
+from compress.nn.batches import outputs, take
+from compress.records import Inputs, Variant
 from compress.runs import environment
 from eval import gates
 from eval.compare import Measurement
@@ -175,7 +176,7 @@ def _pictures(
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     pictures = []
     for why, i in chosen.items():
-        output = shipped.outputs[i : i + 1] if shipped else _decoded(variant, measured.photographs.inputs[i : i + 1])
+        output = shipped.outputs[i : i + 1] if shipped else _decoded(variant, measured.photographs.inputs, i)
         pictures.append(
             records.Picture(
                 name=measured.photographs.names[i],
@@ -194,9 +195,8 @@ def _score(psnr_db: float, drop_db: float) -> str:
     return f"PSNR {psnr_db:.2f} dB, {abs(drop_db):.2f} dB {side} the reference"
 
 
-def _decoded(variant: Variant, inputs: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return variant.module(inputs)
+def _decoded(variant: Variant, inputs: Inputs, index: int) -> torch.Tensor:
+    return outputs(variant.module, take(inputs, index, index + 1))
 
 
 def pixels(image: torch.Tensor) -> np.ndarray:

@@ -7,6 +7,7 @@ from compress.components import load_variant
 from compress.errors import UserError
 from compress.export_stage import format_of, judge_file, teacher_file
 from compress.nn import cost
+from compress.nn.batches import outputs, take
 from compress.plan import Plan
 from compress.records import Variant
 from compress.runs import Emit, Event
@@ -27,12 +28,12 @@ def judge_path(path: Path, plan: Plan, tell: Emit) -> tuple[gates.Verdict, ...]:
         )
     tell(Event(kind="started", name="decoding the teacher's pictures"))
     teacher = load_variant(plan.teacher, plan.recipe.component)
-    photographs = evaluation.prepare(plan, teacher.module, load_variant(plan.companion).module)
+    photographs = evaluation.prepare(evaluation.feed_of(plan), teacher.module)
     metrics = evaluation.image_metrics(evaluation.specs(plan.recipe.gates))
     tell(Event(kind="started", name="measuring and timing"))
     if path.is_file():
         format_name = format_of(path)
-        reference = teacher_file(plan, Store(default_root()), format_name, teacher, photographs.inputs[:1])
+        reference = teacher_file(plan, Store(default_root()), format_name, teacher, take(photographs.inputs, 0, 1))
         of_teacher = evaluation.measure(photographs, photographs.reference, metrics, "ground_truth")
         return judge_file(plan, path, reference, photographs, of_teacher).verdicts
     variant = load_variant(folder)
@@ -48,16 +49,16 @@ def _judge_variant(
     of_teacher: tuple[compare.Measurement, ...],
 ) -> tuple[gates.Verdict, ...]:
     specs = evaluation.specs(plan.recipe.gates)
-    outputs = evaluation.run_in_batches(variant.module, photographs.inputs)
-    example = photographs.inputs[:1]
-    seconds, shape = evaluation.JUDGED_LATENCY_SECONDS, tuple(example.shape)
+    pictures = outputs(variant.module, photographs.inputs)
+    example = take(photographs.inputs, 0, 1)
+    seconds = evaluation.JUDGED_LATENCY_SECONDS
     return gates.judge(
         specs,
-        evaluation.complete(photographs, outputs, specs, of_teacher),
+        evaluation.complete(photographs, pictures, specs, of_teacher),
         subject="variant",
         latency=evaluation.torch_latency(teacher.module, variant.module, example, seconds),
         sizes=gates.Sizes(
-            candidate_bytes=cost.measure(variant.module, [shape]).weight_bytes,
-            reference_bytes=cost.measure(teacher.module, [shape]).weight_bytes,
+            candidate_bytes=cost.measure(variant.module, example).weight_bytes,
+            reference_bytes=cost.measure(teacher.module, example).weight_bytes,
         ),
     )

@@ -26,6 +26,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from compress.errors import MissingExtra, UserError
+from compress.nn.batches import named, unnamed
+from compress.records import Inputs
 from compress.schema import Schema
 from compress.zoo_card import readme
 
@@ -36,7 +38,7 @@ TOP_FILES = (INDEX, "index.html", "README.md")
 MAX_DIFFERENCE = 2 / 255  # of a sample that is run again, in image units
 MIN_PSNR_DB = 60.0
 
-Load = Callable[..., Callable[[torch.Tensor], torch.Tensor]]  # load(path, threads=1), as exporters have it
+Load = Callable[..., Callable[..., torch.Tensor]]  # load(path, threads=1), as exporters have it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ class Sample:
 
     file: str  # the artifact's name in the entry
     format: str  # the exporter that can load it: "onnx"
-    input: torch.Tensor
+    inputs: Inputs
     output: torch.Tensor
     max_difference: float = MAX_DIFFERENCE
     min_psnr_db: float = MIN_PSNR_DB
@@ -214,7 +216,7 @@ def _checked_samples(entry: Entry) -> None:
     for sample in entry.samples:
         if sample.file not in entry.files:
             raise UserError(f"a sample names {sample.file!r}, which is not among the files: {', '.join(entry.files)}")
-        if not (sample.input.isfinite().all() and sample.output.isfinite().all()):
+        if not all(x.isfinite().all() for x in (*sample.inputs, sample.output)):
             raise UserError(f"{entry.name}: the sample of {sample.file} is not finite; export the variant again")
 
 
@@ -244,7 +246,7 @@ def _build(folder: Path, entry: Entry) -> None:
     (folder / "samples").mkdir(parents=True)
     for number, sample in enumerate(entry.samples):
         tensors = f"samples/{number}.safetensors"
-        content = {"input": sample.input.detach().contiguous(), "output": sample.output.detach().contiguous()}
+        content = {**named(sample.inputs), "output": sample.output.detach().contiguous()}
         (folder / tensors).write_bytes(save_tensors(content))
         limits = {"max_difference": sample.max_difference, "min_psnr_db": sample.min_psnr_db}
         samples.append(_CardSample(file=sample.file, format=sample.format, tensors=tensors, **limits))
@@ -366,11 +368,12 @@ def _sample_checks(folder: Path, entry: str, intact: set[str], runner: Callable[
 def _sample_problem(folder: Path, sample: _CardSample, runner: Callable[[str], Load]) -> str:
     tensors = load_tensors((folder / sample.tensors).read_bytes())
     try:
-        found, expected = runner(sample.format)(folder / sample.file, threads=1)(tensors["input"]), tensors["output"]
+        found = runner(sample.format)(folder / sample.file, threads=1)(*unnamed(tensors))
     except UserError as error:
         if isinstance(error, MissingExtra):
             raise
         return f"{sample.file} does not run: {error}"
+    expected = tensors["output"]
     if found.shape != expected.shape:
         return f"{sample.file} gives {tuple(found.shape)}, not {tuple(expected.shape)}"
     difference = (found.double() - expected.double()).abs()

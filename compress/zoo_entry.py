@@ -10,6 +10,7 @@ from compress.errors import UserError
 from compress.evaluation import Measured
 from compress.export_stage import Exported
 from compress.files import read_json, write_bytes, write_json, write_tensors
+from compress.nn.batches import named, take, unnamed
 from compress.nn.qmodules import quantized
 from compress.plan import Plan
 from compress.records import Variant
@@ -26,12 +27,12 @@ def write_entry_files(
     plan: Plan, root: Path, variant: Variant, measured: Measured, exported: Sequence[Exported]
 ) -> None:
     """Leave in the run directory what a zoo entry needs besides the artifacts: samples, preview, facts."""
-    inputs = measured.photographs.inputs[:SAMPLES]
+    inputs = named(take(measured.photographs.inputs, 0, SAMPLES))
     tolerance = INTEGER_TOLERANCE if quantized(variant.module) else FLOAT_TOLERANCE
     samples = []
     for item in exported:
         name = f"{item.path.name}.safetensors"
-        write_tensors(root / "samples" / name, {"input": inputs, "output": item.outputs[:SAMPLES]})
+        write_tensors(root / "samples" / name, {**inputs, "output": item.outputs[:SAMPLES]})
         samples.append({"file": item.path.name, "format": item.format, "tensors": name, **tolerance})
     first = exported[0]
     pairs = [torch.cat([measured.photographs.reference[i], first.outputs[i]], dim=2) for i in range(SAMPLES)]
@@ -56,16 +57,17 @@ def entry_from_run(root: Path) -> Entry:
     samples = []
     for sample in described["samples"]:
         tensors = _load(root / "samples" / sample["tensors"])
+        inputs = unnamed(tensors)
         samples += [
             Sample(
                 file=sample["file"],
                 format=sample["format"],
-                input=tensors["input"][i : i + 1],
+                inputs=take(inputs, i, i + 1),
                 output=tensors["output"][i : i + 1],
                 max_difference=sample["max_difference"],
                 min_psnr_db=sample["min_psnr_db"],
             )
-            for i in range(len(tensors["input"]))
+            for i in range(len(tensors["output"]))
         ]
     verdicts: Sequence[Mapping[str, object]] = read_json(root / "verdicts.json")
     return Entry(
@@ -92,7 +94,7 @@ def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | f
         "latency_runtime": first.latency.runtime,
         "variant_key": plan.variant_key,
         "recipe_sha256": plan.digest,
-        "input": f"latents, float32 {list(measured.photographs.inputs[:1].shape)}, on the encoder's own scale",
+        "input": f"latents, float32 {list(measured.photographs.inputs[0][:1].shape)}, on the encoder's own scale",
         "output": f"image, float32 {list(measured.photographs.truth[:1].shape)}, RGB in [0, 1]",
     }
     for metric in ("psnr", "ssim", "lpips"):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compress.components import build, vae
-from compress.records import Arch, StageInput, Variant
+from compress.records import Arch, Inputs, StageInput, Variant
 
 WIDTHS = (16, 16, 8, 8)
 HIDDEN = ((16, 16), (16,), (8, 8), (8,))
@@ -45,8 +45,8 @@ def latents(count: int = 4, size: int = 8, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 8, size, size, generator=torch.Generator().manual_seed(1000 + seed))
 
 
-def sample(step: int, batch: int, pixels: int) -> torch.Tensor:
-    return latents(batch, pixels // vae.PATCH, seed=step)
+def sample(step: int, batch: int, pixels: int) -> Inputs:
+    return (latents(batch, pixels // vae.PATCH, seed=step),)
 
 
 def stage_input(
@@ -61,7 +61,7 @@ def stage_input(
     return StageInput(
         variant=variant or decoder(),
         teacher=teacher or decoder().module,
-        inputs=latents() if inputs is None else inputs,
+        inputs=(latents() if inputs is None else inputs,),
         sample=sample,
         seed=seed,
         scratch=scratch,

@@ -12,6 +12,7 @@ Cost: one trace (seconds) and twice the float weights in memory. Weight-only fil
 are smaller, not faster. Only 8-bit convolutions with input and output ranges run on integer kernels.
 """
 
+import inspect
 import logging
 import os
 import warnings
@@ -27,8 +28,10 @@ from torch import nn
 from compress.errors import UserError, require
 from compress.export._onnx_graph import Rewriter, name_and_strip, norms_spelled_out, weight_of
 from compress.nn.affine import Granularity, PerGroup, QuantizedWeight
+from compress.nn.batches import split, take
 from compress.nn.qmodules import QConv2d, QLinear, quantized
 from compress.nn.surgery import float_twin
+from compress.records import Inputs
 from compress.schema import Schema
 
 if TYPE_CHECKING:
@@ -62,12 +65,12 @@ def refuse(weight_bits: int, granularity: Granularity, activation_bits: int = 32
     return reasons
 
 
-def export(module: nn.Module, example: torch.Tensor, path: Path, config: Config, *, metadata: dict[str, str]) -> None:
+def export(module: nn.Module, example: Inputs, path: Path, config: Config, *, metadata: dict[str, str]) -> None:
     """Write `module` as one file, or nothing.
 
     Args:
-        module: in eval mode, one tensor in, one tensor out; may hold QConv2d and QLinear.
-        example: an input, [n, c, h, w] float32; the file takes a batch of 1 of its shape.
+        module: in eval mode, any number of tensors in, one out; may hold QConv2d and QLinear.
+        example: its inputs, e.g. latents [n, c, h, w] alone; the file takes a batch of 1 of their shapes.
         path: the file; replaced if it is there.
         config: opset and whether height and width are free.
         metadata: written into the file, sorted by key.
@@ -79,7 +82,7 @@ def export(module: nn.Module, example: torch.Tensor, path: Path, config: Config,
     onnx = require("onnx", extra="onnx", purpose=PURPOSE)
     layers = quantized(module)
     _refuse_layers(layers)
-    model = _traced(float_twin(module), example[:1], config)
+    model = _traced(float_twin(module), take(example, 0, 1), config)
     norms_spelled_out(onnx, model.graph)
     scopes = name_and_strip(model)
     if layers:
@@ -90,8 +93,8 @@ def export(module: nn.Module, example: torch.Tensor, path: Path, config: Config,
     _write(path, model.SerializeToString(deterministic=True))
 
 
-def load(path: Path, *, threads: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The file as a function on float32 tensors, in ONNX Runtime on the CPU; a batch runs image by image.
+def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
+    """The file as a function on the component's inputs, in ONNX Runtime on the CPU; a batch runs image by image.
 
     Raises:
         UserError: the file is missing, damaged or not an ONNX model.
@@ -104,11 +107,14 @@ def load(path: Path, *, threads: int) -> Callable[[torch.Tensor], torch.Tensor]:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
     session = _session(runtime, path, options)
-    name = session.get_inputs()[0].name
+    names = [given.name for given in session.get_inputs()]
 
-    def call(x: torch.Tensor) -> torch.Tensor:
-        arrays = (x[i : i + 1].detach().contiguous().numpy() for i in range(x.shape[0]))
-        return torch.cat([torch.from_numpy(session.run(None, {name: array})[0]) for array in arrays])
+    def call(*inputs: torch.Tensor) -> torch.Tensor:
+        made = []
+        for one in split(inputs, 1):
+            arrays = [x.detach().contiguous().numpy() for x in one]
+            made.append(torch.from_numpy(session.run(None, dict(zip(names, arrays, strict=True)))[0]))
+        return torch.cat(made)
 
     return call
 
@@ -160,21 +166,21 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _traced(module: nn.Module, example: torch.Tensor, config: Config) -> "ModelProto":
+def _traced(module: nn.Module, example: Inputs, config: Config) -> "ModelProto":
     require("onnxscript", extra="onnx", purpose=PURPOSE)
-    if config.dynamic and example.dim() != 4:
-        raise UserError(f"free height and width need an NCHW input, not {example.dim()} axes: set dynamic: false")
+    if config.dynamic and example[0].dim() != 4:
+        raise UserError(f"free height and width need an NCHW input, not {example[0].dim()} axes: set dynamic: false")
     axes = {2: torch.export.Dim("h", min=1), 3: torch.export.Dim("w", min=1)} if config.dynamic else None
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            (example,),
+            example,
             dynamo=True,
             external_data=False,
             opset_version=config.opset,
-            input_names=["latents"],
+            input_names=list(inspect.signature(module.forward).parameters)[: len(example)],
             output_names=["image"],
-            dynamic_shapes=None if axes is None else (axes,),
+            dynamic_shapes=None if axes is None else (axes, *(None for _ in example[1:])),
             verbose=False,
         )
     if program is None:

@@ -18,8 +18,9 @@ from pydantic import Field, PositiveInt
 from compress.components import build, kind_of
 from compress.errors import UserError
 from compress.nn import cost
+from compress.nn.batches import take
 from compress.nn.structure import Block, Kind, Removal, example_inputs
-from compress.records import Achieved, Arch, Needs, Prediction, Skipped, StageInput, StageResult
+from compress.records import Achieved, Arch, Inputs, Needs, Prediction, Skipped, StageInput, StageResult
 from compress.schema import Schema
 
 NEEDS = Needs.STATISTICS
@@ -62,11 +63,11 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     _check_keep((arch,), config)
     _candidates(kind, arch, config)
     all_blocks = kind.blocks(arch.config)
-    inputs = _central_crop(stage.inputs[: config.samples], config.latent_size)
+    inputs = tuple(_central_crop(x, config.latent_size) for x in take(stage.inputs, 0, config.samples))
     original = {b.name: b.name for b in all_blocks}  # today's name -> the name before any removal
     notes = []
     with torch.no_grad():
-        target = stage.variant.module(inputs)
+        target = stage.variant.module(*inputs)
         rounds = config.blocks
         for done in range(rounds):
             names = [b.name for b in _candidates(kind, arch, config, original)]
@@ -169,16 +170,17 @@ def _saved(kind: Kind, arch: Arch, blocks: Sequence[str]) -> dict[str, _Saved]:
     }
 
 
-def _damage(
-    arch: Arch, state: dict[str, torch.Tensor], block: str, inputs: torch.Tensor, target: torch.Tensor
-) -> float:
+def _damage(arch: Arch, state: dict[str, torch.Tensor], block: str, inputs: Inputs, target: torch.Tensor) -> float:
     """Mean squared difference that the network without `block` makes."""
     removal = kind_of(arch.kind).without_blocks(arch.config, [block])
     module = build(Arch(kind=arch.kind, config=removal.config))
     module.load_state_dict(rename(state, removal, block))
-    return float((module(inputs) - target).square().mean())
+    return float((module(*inputs) - target).square().mean())
 
 
 def _central_crop(inputs: torch.Tensor, size: int) -> torch.Tensor:
+    """The middle of pictures and latents; text and time steps whole."""
+    if inputs.dim() != 4:
+        return inputs
     top, left = (max(0, (side - size) // 2) for side in inputs.shape[-2:])
     return inputs[..., top : top + size, left : left + size]

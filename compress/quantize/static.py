@@ -24,6 +24,7 @@ from compress.nn.affine import (
     clipped_scale,
     round_to_scale,
 )
+from compress.nn.batches import split
 from compress.nn.qmodules import QuantizedLayer, quantize_layer, quantized
 from compress.nn.surgery import replaced
 from compress.quantize._layers import achieved, chosen, left_in_float
@@ -65,7 +66,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     module = stage.variant.module
     layers = chosen(module, config.exclude)
     stage.progress(0, len(layers) + 1, "measuring activations")
-    stats = collect.collect(module, stage.inputs.split(config.batch), list(layers))
+    stats = collect.collect(module, split(stage.inputs, config.batch), list(layers))
     swaps = {}
     for done, (name, layer) in enumerate(layers.items()):
         stage.progress(done + 1, len(layers) + 1, name)

@@ -23,13 +23,17 @@ def batches(count: int = 3) -> list[torch.Tensor]:
     return [torch.randn(2, 3, 8, 8, generator=generator) for _ in range(count)]
 
 
+def calls(count: int = 3) -> list[tuple[torch.Tensor, ...]]:
+    return [(batch,) for batch in batches(count)]
+
+
 def hook_count(module: nn.Module) -> int:
     return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
 
 
 def test_histograms_are_those_of_the_activations():
     module = tiny()
-    stats = collect(module, iter(batches()), ["0", "1", "2"])
+    stats = collect(module, iter(calls()), ["0", "1", "2"])
     x = torch.cat(batches())
     with torch.no_grad():
         before = module[0](x)
@@ -51,8 +55,8 @@ def test_histograms_are_those_of_the_activations():
 
 def test_order_of_batches_does_not_matter():
     module = tiny()
-    forward = collect(module, batches(), ["2"])["2"].output
-    backward = collect(module, reversed(batches()), ["2"])["2"].output
+    forward = collect(module, calls(), ["2"])["2"].output
+    backward = collect(module, reversed(calls()), ["2"])["2"].output
     assert torch.equal(forward.counts, backward.counts)
 
 
@@ -60,7 +64,7 @@ def test_the_module_is_left_as_it_was():
     module = tiny().train()
     module[2].eval()
     weights = {name: t.clone() for name, t in module.state_dict().items()}
-    collect(module, batches(), ["0", "2"])
+    collect(module, calls(), ["0", "2"])
     assert hook_count(module) == 0
     assert [module.training, module[0].training, module[1].training, module[2].training] == [True, True, True, False]
     assert all(torch.equal(t, weights[name]) for name, t in module.state_dict().items())
@@ -69,7 +73,7 @@ def test_the_module_is_left_as_it_was():
 
 def test_batch_norm_and_dropout_are_run_in_eval_mode():
     module = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.9)).train()
-    stats = collect(module, batches(1), ["1"])
+    stats = collect(module, calls(1), ["1"])
     assert torch.equal(module[0].running_mean, torch.zeros(3))
     assert torch.equal(stats["1"].input.counts, stats["1"].output.counts)
 
@@ -84,7 +88,7 @@ def test_a_module_that_is_never_called_is_named():
     module.spare = nn.Identity()
     module.forward = lambda x: module[0](x)
     with pytest.raises(DataError, match=r"never called.*'spare'"):
-        collect(module, batches(), ["0", "spare"])
+        collect(module, calls(), ["0", "spare"])
     with pytest.raises(DataError, match="never called"):
         collect(module, [], ["0"])
 
@@ -94,7 +98,7 @@ def test_nan_is_named_and_hooks_are_gone():
     with torch.no_grad():
         module[2].bias[0] = float("nan")
     with pytest.raises(DataError, match="the output of '2' holds NaN"):
-        collect(module, batches(), ["0", "2"])
+        collect(module, calls(), ["0", "2"])
     assert hook_count(module) == 0
     assert module.training
 
@@ -102,5 +106,5 @@ def test_nan_is_named_and_hooks_are_gone():
 def test_outputs_that_are_not_one_tensor_are_refused_by_name():
     module = nn.Sequential(nn.LSTM(8, 4))
     with pytest.raises(DataError, match="the output of '0' is tuple"):
-        collect(module, [torch.zeros(2, 3, 8)], ["0"])
+        collect(module, [(torch.zeros(2, 3, 8),)], ["0"])
     assert hook_count(module) == 0

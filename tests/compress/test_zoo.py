@@ -46,7 +46,7 @@ def entry(tmp_path):
         name=NAME,
         component="md-tiny/decoder",
         files={"model.toy": source},
-        samples=(zoo.Sample(file="model.toy", format="toy", input=x, output=x * 2),),
+        samples=(zoo.Sample(file="model.toy", format="toy", inputs=(x,), output=x * 2),),
         recipe="schema: 1\n",
         verdicts=(PASSED,),
         facts={"parameters": 123, "psnr_db": 31.5, "note": "a|b"},

@@ -88,7 +88,7 @@ def quantize_each(module, x, choices):
 
 def run(module, x, path, config=CONFIG):
     """(torch, ONNX Runtime), after checking that the file's integers are the module's."""
-    export_onnx.export(module, x, path, config, metadata={})
+    export_onnx.export(module, (x,), path, config, metadata={})
     held, own = export_onnx.read_back(path), quantized(module)
     assert held.keys() == own.keys()
     for name, layer in own.items():
@@ -117,7 +117,7 @@ def optimised(path, folder):
 
 def test_float_decoder_matches_torch_at_any_size_and_batch(tmp_path):
     decoder, path = tiny_decoder(), tmp_path / "d.onnx"
-    export_onnx.export(decoder, torch.randn(2, 8, 6, 4), path, CONFIG, metadata={})
+    export_onnx.export(decoder, (torch.randn(2, 8, 6, 4),), path, CONFIG, metadata={})
     runner = export_onnx.load(path, threads=1)
     for shape in ((1, 8, 6, 4), (3, 8, 5, 9), (1, 8, 1, 1)):
         x = torch.randn(shape)
@@ -129,7 +129,7 @@ def test_fixed_size_is_the_examples(tmp_path):
     import onnx
 
     export_onnx.export(
-        tiny_decoder(), torch.zeros(2, 8, 6, 4), tmp_path / "d.onnx", export_onnx.Config(dynamic=False), metadata={}
+        tiny_decoder(), (torch.zeros(2, 8, 6, 4),), tmp_path / "d.onnx", export_onnx.Config(dynamic=False), metadata={}
     )
     graph = onnx.load(tmp_path / "d.onnx").graph
     assert graph.input[0].name == "latents"
@@ -163,7 +163,7 @@ def static(tmp_path_factory):
     module = quantize(decoder, x, bits=8, granularity=PerChannel(), static=True)
     before = {k: v.clone() for k, v in module.state_dict().items()}
     layers = dict(module.named_modules())
-    export_onnx.export(module, x, folder / "d.onnx", CONFIG, metadata={"b": "2", "a": "1"})
+    export_onnx.export(module, (x,), folder / "d.onnx", CONFIG, metadata={"b": "2", "a": "1"})
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
     assert all(layers[name] is m for name, m in module.named_modules())
     return SimpleNamespace(decoder=decoder, x=x, module=module, path=folder / "d.onnx")
@@ -187,7 +187,7 @@ def test_same_module_same_bytes_and_nothing_of_this_machine(static, tmp_path, ca
     example = torch.randn(2, 8, 7, 5)  # neither its values nor its size matter where the size is free
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        export_onnx.export(module, example, tmp_path / "d", CONFIG, metadata={"a": "1", "b": "2"})
+        export_onnx.export(module, (example,), tmp_path / "d", CONFIG, metadata={"a": "1", "b": "2"})
     assert not [record for record in caplog.records if record.levelname != "DEBUG"]
     content = static.path.read_bytes()
     assert content == (tmp_path / "d").read_bytes()
@@ -221,7 +221,7 @@ def test_bias_is_an_integer_on_the_grid_of_input_scale_times_weight_scale(tmp_pa
     conv = nn.Sequential(nn.Conv2d(2, 3, 1)).eval()
     x = torch.randn(1, 2, 4, 4)
     module = quantize(conv, x, bits=8, granularity=PerChannel(), static=True)
-    export_onnx.export(module, x, tmp_path / "c.onnx", CONFIG, metadata={})
+    export_onnx.export(module, (x,), tmp_path / "c.onnx", CONFIG, metadata={})
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "c.onnx").graph.initializer}
     layer = quantized(module)["0"]
     grid = layer.scale.double() * layer.layer.input.scale
@@ -326,7 +326,7 @@ def test_a_width_that_onnx_lacks_is_refused_layer_by_layer_and_nothing_is_writte
     x = torch.randn(1, 8, 6, 4)
     module = quantize(tiny_decoder(), x, bits=3, granularity=PerChannel(), static=False, names=("conv_in", "conv_out"))
     with pytest.raises(UserError, match=r"conv_in: .*not 3(?s:.*)conv_out: .*not 3"):
-        export_onnx.export(module, x, tmp_path / "d.onnx", CONFIG, metadata={})
+        export_onnx.export(module, (x,), tmp_path / "d.onnx", CONFIG, metadata={})
     assert not any(tmp_path.iterdir())
 
 
@@ -343,7 +343,7 @@ def test_a_layer_that_the_graph_lost_is_named(tmp_path):
     x = torch.randn(1, 2, 4, 4)
     module = quantize(Unused().eval(), x, bits=8, granularity=PerChannel(), static=True)
     with pytest.raises(UserError, match="without a place in the ONNX graph: idle;"):
-        export_onnx.export(module, x, tmp_path / "u.onnx", CONFIG, metadata={})
+        export_onnx.export(module, (x,), tmp_path / "u.onnx", CONFIG, metadata={})
     assert not any(tmp_path.iterdir())
 
 
@@ -355,7 +355,7 @@ def test_opsets_that_cannot_hold_the_integers_are_refused():
 
 def test_a_truncated_file_is_a_users_error_that_names_it(tmp_path):
     whole, cut = tmp_path / "whole.onnx", tmp_path / "cut.onnx"
-    export_onnx.export(nn.Sequential(nn.Conv2d(2, 2, 3)).eval(), torch.zeros(1, 2, 8, 8), whole, CONFIG, metadata={})
+    export_onnx.export(nn.Sequential(nn.Conv2d(2, 2, 3)).eval(), (torch.zeros(1, 2, 8, 8),), whole, CONFIG, metadata={})
     content = whole.read_bytes()
     for end in (*range(0, len(content) - 10, 7), len(content) - 1):
         cut.write_bytes(content[:end])

@@ -51,7 +51,7 @@ def test_the_file_computes_what_torch_computes_at_another_size_too(name, tmp_pat
         for layer in (m for n, m in module.named_modules() if n.endswith((".q", ".k", "attention.out"))):
             layer.weight.mul_(4)  # scores far from uniform
         latents = torch.randn(2, 4, 4, 4)
-        export_onnx.export(module, latents, tmp_path / "decoder.onnx", export_onnx.Config(), metadata={})
+        export_onnx.export(module, (latents,), tmp_path / "decoder.onnx", export_onnx.Config(), metadata={})
         run = export_onnx.load(tmp_path / "decoder.onnx", threads=1)
         for x in (latents, torch.randn(1, 4, 6, 3)):
             image = module(x)
