@@ -13,8 +13,10 @@ from cyclopts import App, CycloptsError
 from compress.errors import UserError
 
 COMMANDS = ("check", "plan", "run", "gate", "report", "methods", "doctor", "schema")
+ELSEWHERE = {"gate": "gate_command", "weights": "weights_command"}  # commands and groups in files of their own
 GROUPS = {
     "models": ("List the components that come with mdcompress, and what each costs.", ("list", "show")),
+    "weights": ("The backbones of the standard LPIPS nets, pinned by SHA-256.", ("list", "add", "verify")),
     "zoo": ("A folder of variants that passed their gates.", ("add", "list", "show", "verify")),
 }
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -23,7 +25,7 @@ NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
 
 def application() -> App:
     """Every command, in the order in which they are used."""
-    lines = _help_lines()
+    lines = {key: line for file in ("commands", *ELSEWHERE.values()) for key, line in _help_lines(file).items()}
     app = App(
         name="mdcompress",
         help="Turn each component of a latent-diffusion model into small, fast, gated variants for phones.",
@@ -32,12 +34,12 @@ def application() -> App:
         suppress_keyboard_interrupt=False,  # main says what to do next
     )
     for key, name in enumerate(COMMANDS):
-        app.command(f"compress.commands:{name}", name=name, help=lines[name], sort_key=key)
+        app.command(f"compress.{ELSEWHERE.get(name, 'commands')}:{name}", name=name, help=lines[name], sort_key=key)
     for key, (group, (text, names)) in enumerate(GROUPS.items(), start=len(COMMANDS)):
         nested = App(name=group, help=text, sort_key=key)
         for name in names:
             function = f"{group}_{name}"
-            nested.command(f"compress.commands:{function}", name=name, help=lines[function])
+            nested.command(f"compress.{ELSEWHERE.get(group, 'commands')}:{function}", name=name, help=lines[function])
         app.command(nested)
     return app
 
@@ -49,9 +51,9 @@ def _version() -> str:
         return "not installed"
 
 
-def _help_lines() -> dict[str, str]:
+def _help_lines(file: str) -> dict[str, str]:
     """The first line of each command's docstring, read from the source: importing it would cost seconds."""
-    tree = ast.parse(Path(__file__).with_name("commands.py").read_text(encoding="utf-8"))
+    tree = ast.parse(Path(__file__).with_name(f"{file}.py").read_text(encoding="utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     return {f.name: (ast.get_docstring(f) or "").partition("\n")[0] for f in functions}
 
@@ -85,7 +87,7 @@ def _explain(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, DataError | EvalError):
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     if isinstance(error, OSError) and error.errno in (*NO_SPACE, *NOT_OURS):
         cure = "free some space, or choose another place" if error.errno in NO_SPACE else "choose another place"
         print(f"error: {error.filename or 'output'}: {error.strerror}; {cure}", file=sys.stderr)

@@ -133,38 +133,6 @@ def run(
     return 0 if outcome.passed else 1
 
 
-def gate(
-    path: Path, *, recipe: str, images: Path | None = None, checkpoint: Path | None = None, as_json: Json = False
-) -> int:
-    """Judge a variant folder or an exported file by a recipe's gates, against the recipe's component.
-
-    Parameters
-    ----------
-    path
-        A variant folder (arch.json, weights.safetensors), a run directory, or an exported file.
-    recipe
-        The recipe whose gates and photographs are used.
-    images
-        A folder of photographs instead of the recipe's source.
-    checkpoint
-        The folder of the component to judge against, instead of the preset.
-    as_json
-        Print JSON, for scripts.
-    """
-    from compress import drawing
-    from compress.standalone_gate import judge_path
-    from eval import gates
-
-    made = _make_plan(recipe, images, checkpoint)
-    with drawing.Drawer(drawing.console(stderr=True)) as drawer:
-        verdicts = judge_path(path, made, drawer)
-    if as_json:
-        _print_json([gates.to_json(v) for v in verdicts])
-    else:
-        drawing.print_verdicts(drawing.console(), verdicts)
-    return 0 if all(v.passed for v in verdicts) else 1
-
-
 def report(run_folder: Path, *, as_json: Json = False) -> int:
     """Show the verdicts of a run and where its report is.
 

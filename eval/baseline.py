@@ -103,7 +103,7 @@ def refusals(spec: GateSpec, comparison: Comparison, now: Measurement | LatencyR
     stored = comparison.stored
     cost = stored.costs.get(spec.metric)
     measurement = find(stored, spec.metric, net_of(spec))
-    found = list(_conditions(spec, comparison))
+    found = [*differing_conditions(stored.conditions, comparison.now, host=spec.metric == "latency")]
     if cost is None and measurement is None:
         others = sorted(
             {f"{m.metric} ({m.net})" if m.net else m.metric for m in stored.measurements} | set(stored.costs)
@@ -120,13 +120,14 @@ def refusals(spec: GateSpec, comparison: Comparison, now: Measurement | LatencyR
     return found
 
 
-def _conditions(spec: GateSpec, comparison: Comparison) -> Iterator[str]:
-    stored, now = comparison.stored.conditions, comparison.now
-    yield from _differing("data set", _short(stored.data), _short(now.data))
-    yield from _differing("resolution", stored.resolution, now.resolution)
-    yield from _differing("reference model", _short(stored.reference), _short(now.reference))
-    if spec.metric == "latency":
-        yield from _differing("host", stored.host, now.host)
+def differing_conditions(stored: Conditions, now: Conditions, *, host: bool = True) -> tuple[str, ...]:
+    """Every condition that differs, named with both values; the host only where it matters."""
+    found = [
+        *_differing("data set", _short(stored.data), _short(now.data)),
+        *_differing("resolution", stored.resolution, now.resolution),
+        *_differing("reference model", _short(stored.reference), _short(now.reference)),
+    ]
+    return (*found, *_differing("host", stored.host, now.host)) if host else tuple(found)
 
 
 def _differing(what: str, stored: object, now: object) -> Iterator[str]:

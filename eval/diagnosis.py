@@ -103,8 +103,8 @@ def _changes(x: Tensor) -> Iterator[Change]:
     luma = torch.tensor(LUMA, dtype=x.dtype, device=x.device)[:, None, None]
     yield "grey: its colours are gone", lambda t: (luma * t).sum(0).expand(3, -1, -1)
     yield "inverted", lambda t: 1 - t
-    yield "a wrong range: [-1, 1] cut to [0, 1]; use (x + 1) / 2", lambda t: (2 * t - 1).clamp(0, 1)
-    yield "a wrong range: (x + 1) / 2 of what is in [0, 1] already", lambda t: (t + 1) / 2
+    yield "a wrong range: [-1, 1] cut to [0, 1]; halve it and add 0.5 before", lambda t: (2 * t - 1).clamp(0, 1)
+    yield "a wrong range: [0, 1] taken for [-1, 1]; it is halved and lifted once too often", lambda t: (t + 1) / 2
     yield "a wrong range: divided by 255 twice", lambda t: t / 255
     yield "a wrong range: 0..255 cut to [0, 1]; divide by 255", lambda t: (255 * t).clamp(0, 1)
     for gamma in GAMMAS:

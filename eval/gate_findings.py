@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -207,6 +208,6 @@ def _interval(values: Sequence[float], statistic: str, *, higher: bool) -> tuple
     if len(values) < FEWEST or statistic == "worst" or not np.isfinite(values).all():
         return None, None
     tail = partial(np.percentile, q=5 if higher else 95)
-    statistics: dict[str, Callable[..., np.ndarray]] = {"mean": np.mean, "median": np.median, "p5": tail}
+    statistics: dict[str, Callable[..., Any]] = {"mean": np.mean, "median": np.median, "p5": tail}
     interval = stats.bootstrap_interval(values, seed=SEED, of=statistics[statistic])
     return interval.low, interval.high

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.errors import EvalError, unknown
+from eval.errors import EvalError, MissingPackage, unknown
 from eval.metrics import _images
 
 UNIT = ""
@@ -250,7 +250,9 @@ def _packaged(package: str, inside: str, *, install: str) -> Path:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (Path(folder) / inside).is_file():
             return Path(folder) / inside
-    raise EvalError(f"LPIPS reads {inside} from the package {package}, where it was not found: pip install {install}")
+    raise MissingPackage(
+        f"LPIPS reads {inside} from the package {package}, where it was not found: pip install {install}"
+    )
 
 
 def _files(net: str) -> tuple[Path, Path | None]:

@@ -35,9 +35,21 @@ each = pytest.mark.parametrize(("name", "net"), CASES)
 
 
 def test_the_directory_is_the_registry():
-    assert set(metrics.names()) >= {"psnr", "ssim", "ms_ssim", "lpips", "sqnr", "cosine", "latency", "size", "peak_memory"}
+    assert set(metrics.names()) >= {
+        "psnr",
+        "ssim",
+        "ms_ssim",
+        "lpips",
+        "sqnr",
+        "cosine",
+        "latency",
+        "size",
+        "peak_memory",
+    }
     assert set(IMAGE_METRICS) >= {"psnr", "ssim", "ms_ssim", "lpips", "grid", "clip_rate", "colour_shift"}
-    with pytest.raises(EvalError, match=r"no metric 'pnsr'; did you mean 'psnr' or 'sqnr'\? known: clip_rate, colour_shift, cosine"):
+    with pytest.raises(
+        EvalError, match=r"no metric 'pnsr'; did you mean 'psnr' or 'sqnr'\? known: clip_rate, colour_shift, cosine"
+    ):
         metrics.get("pnsr")
     with pytest.raises(EvalError):
         metrics.get("_images")

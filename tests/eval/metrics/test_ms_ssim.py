@@ -11,7 +11,10 @@ def torchmetrics_ms_ssim():
 
 
 def each(theirs, reference, candidate):
-    return [theirs(candidate[i : i + 1].double(), reference[i : i + 1].double(), data_range=1.0).item() for i in range(len(reference))]
+    return [
+        theirs(candidate[i : i + 1].double(), reference[i : i + 1].double(), data_range=1.0).item()
+        for i in range(len(reference))
+    ]
 
 
 @pytest.mark.parametrize("size", [176, 193])
