@@ -55,7 +55,7 @@ def read_demands(name_or_path: str) -> Demands:
     reading = Reading(document)
     whole = reading.validated(WholeGates, reading.written, ())
     gates = [reading.validated(Gate, entry, ("gates", index)) for index, entry in enumerate(reading.listed("gates"))]
-    if whole is not None and whole.baseline is None:
+    if reading.written.get("baseline") is None:
         for index, gate in enumerate(gates):
             if gate and gate.against == "baseline":
                 reading.note(("gates", index, "against"), "there is no baseline; name it: baseline: FILE")

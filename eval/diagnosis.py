@@ -55,13 +55,10 @@ def likeness(original: Image, image: Image) -> str | None:
     error = _error(x, y)
     if error < NEAR:
         return None
-    dead = _dead(x, y)
-    if dead:
-        return dead
     best, text = min((_error(change(x), y), text) for text, change in _changes(x))
     if best <= EXPLAINED * error:
         return text
-    return _shift(x, y) or _stuck(x, y) or (_tone(x, y, error) if error > TONE_NEAR else None)
+    return _shift(x, y) or _dead(x, y) or _stuck(x, y) or (_tone(x, y, error) if error > TONE_NEAR else None)
 
 
 def another(originals: Sequence[Image], images: Sequence[Image]) -> dict[int, int]:

@@ -6,14 +6,13 @@ unless `download` is called.
 
 import hashlib
 import os
-import shutil
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from eval.errors import EvalError, unknown
 from eval.metrics import lpips
@@ -23,6 +22,15 @@ CHUNK = 1 << 20
 SECONDS = 60  # without an answer
 
 Progress = Callable[[int, int], None]  # bytes so far, bytes in all
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A file, or an answer of a host."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """The next bytes, none at the end."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +169,7 @@ def _pinned(net: str) -> Pinned:
     return PINNED[net]
 
 
-def _placed(stream: BinaryIO, name: str, pinned: Pinned | None, progress: Progress = lambda done, whole: None) -> Path:
+def _placed(stream: Readable, name: str, pinned: Pinned | None, progress: Progress = lambda done, whole: None) -> Path:
     """Write beside, check, rename in; whatever goes wrong, nothing is left."""
     folder = lpips.weights_folders()[0]
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +178,8 @@ def _placed(stream: BinaryIO, name: str, pinned: Pinned | None, progress: Progre
     try:
         with os.fdopen(handle, "wb") as target:
             if pinned is None:
-                shutil.copyfileobj(stream, target, CHUNK)
+                while chunk := stream.read(CHUNK):
+                    target.write(chunk)
             else:
                 _fetch(stream, target, pinned, progress)
         if pinned is not None and sha256(part) != pinned.sha256:
@@ -183,7 +192,7 @@ def _placed(stream: BinaryIO, name: str, pinned: Pinned | None, progress: Progre
         part.unlink(missing_ok=True)
 
 
-def _fetch(stream: BinaryIO, target: BinaryIO, pinned: Pinned, progress: Progress) -> None:
+def _fetch(stream: Readable, target: BinaryIO, pinned: Pinned, progress: Progress) -> None:
     done = 0
     while chunk := stream.read(CHUNK):
         done += len(chunk)
