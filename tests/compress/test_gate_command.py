@@ -171,13 +171,13 @@ def test_a_baseline_is_made_kept_and_updated_by_one_command(
     other = write(
         {"metric": "psnr", "against": "baseline", "max_drop": 0.05},
         baseline="kept/baseline.json",
-        evaluation=json.loads(gates.read_text())["evaluation"] | {"size": 72},
+        evaluation=json.loads(gates.read_text())["evaluation"] | {"count": 2},
     )
     code, shown, _ = run("gate", worse, "--gates", other, "--checkpoint", checkpoint)
     text = " ".join(shown.split())
     assert code == 1
     assert "another data set" in text
-    assert "another resolution: 64x64 in the baseline, 72x72 now" in text
+    assert "another number of images: 3 in the baseline, 2 now" in text
 
 
 def test_latency_and_memory_are_taken_where_they_are_gated(
