@@ -3,14 +3,12 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from compress.errors import UserError
-
-if TYPE_CHECKING:
-    from compress.plan import Plan
+from compress.given import NOTHING, Encoder, Given, Module, planned
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for scripts.")]
 
@@ -44,24 +42,22 @@ def check(*recipes: str, as_json: Json = False) -> int:
     return 2 if any(result["mistakes"] for result in results) else 0
 
 
-def plan(recipe: str, *, images: Path | None = None, checkpoint: Path | None = None, as_json: Json = False) -> int:
+def plan(recipe: str, *, given: Given = NOTHING, as_json: Json = False) -> int:
     """Show what a recipe will do and what it will cost, before anything runs.
 
     Parameters
     ----------
     recipe
         A recipe file, or the name of one that comes with mdcompress.
-    images
-        A folder of photographs instead of the recipe's source.
-    checkpoint
-        A component folder (arch.json, weights.safetensors) instead of the preset.
+    given
+        Photographs, a checkpoint or code of your own in the place of the recipe's.
     as_json
         Print JSON, for scripts.
     """
     from compress import drawing
     from compress.store import Store, default_root
 
-    made = _make_plan(recipe, images, checkpoint)
+    made = planned(recipe, given)
     if as_json:
         _print_json(made.to_json())
         return 0
@@ -84,8 +80,7 @@ def run(
     *,
     out: Path,
     zoo: Path | None = None,
-    images: Path | None = None,
-    checkpoint: Path | None = None,
+    given: Given = NOTHING,
     as_json: Json = False,
 ) -> int:
     """Run a recipe: stages, gates, exports, gates on each file, zoo entry. Stopped at any moment, it resumes.
@@ -98,10 +93,8 @@ def run(
         The run directory: verdicts.json, report.html, variant/, artifacts/.
     zoo
         Where the entry goes; by default zoo/ in the run directory.
-    images
-        A folder of photographs instead of the recipe's source.
-    checkpoint
-        A component folder (arch.json, weights.safetensors) instead of the preset.
+    given
+        Photographs, a checkpoint or code of your own in the place of the recipe's.
     as_json
         Print the verdicts as JSON, and progress to the error stream.
     """
@@ -112,7 +105,7 @@ def run(
 
     console = drawing.console(stderr=as_json)
     with console.status("planning: photographs, digests, costs"):
-        made = _make_plan(recipe, images, checkpoint)
+        made = planned(recipe, given)
     with drawing.Drawer(console) as drawer:
         outcome = run_plan(
             made,
@@ -209,7 +202,15 @@ def models_list(*, as_json: Json = False) -> int:
     return 0
 
 
-def models_show(name: str, *, pixels: int = 256, layers: bool = False, as_json: Json = False) -> int:
+def models_show(
+    name: str | None = None,
+    *,
+    pixels: int = 256,
+    layers: bool = False,
+    module: Module = None,
+    encoder: Encoder = None,
+    as_json: Json = False,
+) -> int:
     """Show what a component costs: parameters, MACs, activations, bytes at each precision, per block or layer.
 
     Parameters
@@ -220,17 +221,26 @@ def models_show(name: str, *, pixels: int = 256, layers: bool = False, as_json: 
         Side of the image that MACs and activations are counted for.
     layers
         One row per layer instead of one per block.
+    module
+        Code of your own instead of a component; also shows what pruning may cut in it, and what not and why.
+    encoder
+        What makes its inputs, where the function gives no example.
     as_json
         Print {"parameters": ..., "macs": ..., "blocks": [...], "layers": [...], ...} as JSON.
     """
     from compress import drawing, model_tables
 
-    shown = model_tables.shown(name, pixels)
+    if (name is None) == (module is None):
+        raise UserError("name a component (see: mdcompress models list), or give --module package.module:function")
+    shown = model_tables.shown(name, pixels) if name else model_tables.shown_code(module or "", encoder, pixels)
     if as_json:
         _print_json(shown)
-    else:
-        drawing.console().print(model_tables.part_table(shown["layers" if layers else "blocks"]))
-        drawing.console().print(model_tables.totals(shown), highlight=False)
+        return 0
+    console = drawing.console()
+    console.print(model_tables.part_table(shown["layers" if layers else "blocks"]))
+    for table in model_tables.cut_tables(shown):
+        console.print(table)
+    console.print(model_tables.totals(shown), highlight=False)
     return 0
 
 
@@ -345,14 +355,6 @@ def schema() -> int:
 
     _print_json(json_schema())
     return 0
-
-
-def _make_plan(recipe: str, images: Path | None, checkpoint: Path | None) -> "Plan":
-    from compress.plan import make_plan, with_images
-    from compress.recipe import find, read_recipe
-
-    read = read_recipe(find(recipe))
-    return make_plan(read if images is None else with_images(read, images), checkpoint=checkpoint)
 
 
 def _print_json(data: Any) -> None:

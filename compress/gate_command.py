@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from compress.errors import UserError
+from compress.given import NOTHING, Given, planned_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +22,7 @@ def gate(
     path: Path,
     *,
     gates: Gates,
-    images: Path | None = None,
-    checkpoint: Path | None = None,
+    given: Given = NOTHING,
     out: Path | None = None,
     update_baseline: Update = False,
     as_json: Json = False,
@@ -35,10 +35,8 @@ def gate(
         A variant folder (arch.json, weights.safetensors), a run directory, an exported file, or a zoo entry.
     gates
         A gates file (component, evaluation, gates); or a recipe, whose component, photographs and gates are used.
-    images
-        A folder of photographs instead of the file's source.
-    checkpoint
-        The folder of the component to judge against, instead of the preset.
+    given
+        Photographs, and the component to judge against, in the place of the file's.
     out
         A folder for CI: verdicts.json, junit.xml, summary.md, measurements.jsonl, report.html.
     update_baseline
@@ -48,14 +46,12 @@ def gate(
     """
     from compress import drawing, gate_report, standalone_gate
     from compress.gates_file import read_demands
-    from compress.plan import make_plan, with_images
     from eval import gates as records
 
     demands = read_demands(gates)
     if update_baseline:
         _check_updatable(demands.baseline, gates)
-    recipe = demands.recipe if images is None else with_images(demands.recipe, images)
-    made = make_plan(recipe, checkpoint=checkpoint)
+    made = planned_with(demands.recipe, given)
     with drawing.Drawer(drawing.console(stderr=True)) as drawer:
         case = standalone_gate.prepare(made, drawer)
         judged = standalone_gate.judge_path(path, case, drawer, None if update_baseline else demands.baseline)
@@ -63,7 +59,7 @@ def gate(
         judged = tuple(one.without_baseline() for one in judged)
     verdicts = [verdict for one in judged for verdict in one.verdicts]
     if out is not None:
-        gate_report.write_files(judged, case, out, title=f"{recipe.name} of {path.name}")
+        gate_report.write_files(judged, case, out, title=f"{made.recipe.name} of {path.name}")
     if as_json:
         drawing.print_json([records.to_json(verdict) for verdict in verdicts])
     else:

@@ -78,7 +78,7 @@ class Judged:
 def prepare(plan: Plan, tell: Emit) -> Case:
     """Decode the teacher's pictures and measure them."""
     tell(Event(kind="started", name="decoding the teacher's pictures"))
-    teacher = load_variant(plan.teacher, plan.recipe.component)
+    teacher = load_variant(plan.teacher, plan.recipe.component, origins=plan.origins)
     photographs = evaluation.prepare(evaluation.feed_of(plan), teacher.module)
     specs = evaluation.specs(plan.recipe.gates)
     metrics = evaluation.image_metrics(specs)
@@ -178,7 +178,7 @@ def _asked(specs: Sequence[gates.GateSpec], metric: str) -> bool:
 
 
 def _take_variant(folder: Path, case: Case) -> Taken:
-    variant = load_variant(folder)
+    variant = load_variant(folder, origins=case.plan.origins)
     pictures = outputs(variant.module, case.photographs.inputs)
     taken = None
     if _asked(case.specs, "latency"):

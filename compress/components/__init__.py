@@ -1,10 +1,13 @@
 """What is compressed: one file per component; presets are folders beside them.
 
 `load("md-tiny/decoder")` gives the trained module of a preset, ready to use. Presets of published architectures have no
-weights: they are counted, planned with, and built for weights that come from elsewhere.
+weights: they are counted, planned with, and built for weights that come from elsewhere. `adopt(module, example)` makes
+a component of anybody's module.
 """
 
+from compress.components._entry import adopt_named
 from compress.components._folder import (
+    arch_cost,
     component_cost,
     find,
     has_weights,
@@ -15,9 +18,14 @@ from compress.components._folder import (
     save_variant,
     weights_of,
 )
-from compress.components._kinds import build, kind_of
+from compress.components._kinds import arch_to_json, build, kind_of
+from compress.components.foreign import adopt
 
 __all__ = [
+    "adopt",
+    "adopt_named",
+    "arch_cost",
+    "arch_to_json",
     "build",
     "component_cost",
     "find",

@@ -5,9 +5,11 @@ Presets, teachers and variants all have this one layout, so whatever reads one r
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,7 +49,10 @@ def find(component: str, checkpoint: Path | None = None) -> Path:
     if component not in names():
         close = get_close_matches(component, names(), n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"no component '{component}'{hint} (known: {', '.join(names()) or 'none'})")
+        raise UserError(
+            f"no component '{component}'{hint} (known: {', '.join(names()) or 'none'}); "
+            "a component of your own is given by its folder (--checkpoint) or by the code that makes it (--module)"
+        )
     return PRESETS / component
 
 
@@ -79,27 +84,31 @@ def has_weights(component: str) -> bool:
     return (find(component) / "weights.safetensors").exists()
 
 
-def read_arch(folder: Path) -> Arch:
-    """The architecture of a component folder; its weights are not opened."""
-    return arch_from_json(read_json(folder / "arch.json"), folder / "arch.json")
+def read_arch(folder: Path, origins: Sequence[Any] = ()) -> Arch:
+    """The architecture of a component folder; its weights are not opened, and no code runs that is not in `origins`."""
+    return arch_from_json(read_json(folder / "arch.json"), folder / "arch.json", origins)
 
 
 def component_cost(component: str, pixels: int) -> Cost:
     """Parameters, MACs and bytes of a preset for one image of `pixels` x `pixels`, without loading its weights."""
-    arch = read_arch(find(component))
+    return arch_cost(read_arch(find(component)), pixels)
+
+
+def arch_cost(arch: Arch, pixels: int) -> Cost:
+    """The same of any architecture."""
     kind = kind_of(arch.kind)
     with torch.device("meta"):
         module = kind.build(arch.config)
     return measure(module, example_inputs(kind, arch.config, pixels))
 
 
-def load_variant(folder: Path, component: str | None = None) -> Variant:
-    """Read a component folder.
+def load_variant(folder: Path, component: str | None = None, *, origins: Sequence[Any] = ()) -> Variant:
+    """Read a component folder; somebody's own code builds it only where it is among `origins`.
 
     Raises:
         UserError: a file is missing, truncated, of another architecture (tensors named), or holds NaN or Inf.
     """
-    arch = read_arch(folder)
+    arch = read_arch(folder, origins)
     weights = weights_of(folder)
     module = _quantized_shape(build(arch), folder / "quantization.json")
     _load_tensors(module, weights)

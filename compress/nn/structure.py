@@ -41,6 +41,15 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FixedChannels:
+    """Channels that must stay as they are, and why."""
+
+    name: str
+    width: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """A part that depth pruning may remove whole, or the reason why it may not."""
 
@@ -70,6 +79,8 @@ class Kind:
     without_blocks: Callable[[Any, Sequence[str]], Removal]
     feed: str | None  # the file of compress/feeds that has this kind's inputs; None: recipes cannot compress it
     inputs: Callable[[Any, int], tuple[torch.Tensor, ...]] | None = None  # on the meta device, where there are several
+    fixed_channels: Callable[[Any], tuple[FixedChannels, ...]] | None = None  # where groups are traced, not stated
+    bind: Callable[[Any, Sequence[Any]], Any] | None = None  # gives a configuration the code that it names, if it may
 
 
 def example_inputs(kind: Kind, config: Any, pixels: int) -> tuple[torch.Tensor, ...]:
