@@ -32,7 +32,8 @@ def gate_words(verdict: "Verdict") -> str:
     name = f"{verdict.metric} ({verdict.net})" if verdict.net else verdict.metric
     owner = "reference's " if verdict.of == "reference" else ""
     kind = verdict.kind.removeprefix("max_") if verdict.kind not in ("min", "max") else ""
-    return f"{owner}{name}, {verdict.statistic} {kind}".rstrip()
+    stored = " (to baseline)" if verdict.against == "baseline" else ""
+    return f"{owner}{name}, {verdict.statistic} {kind}".rstrip() + stored
 
 
 class Drawer:
