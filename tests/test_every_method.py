@@ -17,6 +17,8 @@ SAMPLES = {  # small, quick configurations; a method without an entry is tested 
     "prune.depth": {"blocks": 2, "samples": 1, "latent_size": 4},
     "prune.width": {"ratio": 0.5, "round_to": 4},
     "distill.output": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
+    "quantize.half": {"dtype": "bfloat16"},
+    "quantize.palette": {"bits": 5, "channels": 4},
     "quantize.rtn": {"bits": 4, "clip": False},
     "quantize.static": {"observer": "min_max", "clip": False},
 }

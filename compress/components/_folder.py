@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from compress.components._kinds import arch_from_json, arch_to_json, build, kind_of
+from compress.components._packing import packed_state, unpacked_state
 from compress.components._sidecars import read_lineage, read_quantization
 from compress.errors import UserError
 from compress.files import read_json, write_json, write_tensors
@@ -112,7 +113,7 @@ def save_variant(variant: Variant, folder: Path) -> None:
     """Write a component folder: same variant, same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "arch.json", arch_to_json(variant.arch))
-    write_tensors(folder / "weights.safetensors", variant.module.state_dict())
+    write_tensors(folder / "weights.safetensors", packed_state(variant.module))
     layers = quantization_map(variant.module)
     if layers:
         write_json(folder / "quantization.json", {"schema": 1, "layers": layers})
@@ -132,7 +133,7 @@ def _quantized_shape(module: nn.Module, path: Path) -> nn.Module:
 
 
 def _load_tensors(module: nn.Module, path: Path) -> None:
-    tensors = _read_tensors(path)
+    tensors = unpacked_state(module, _read_tensors(path))
     expected = module.state_dict()
     problems = [f"missing tensor {name} {list(t.shape)}" for name, t in expected.items() if name not in tensors]
     problems += [f"unexpected tensor {name} {list(t.shape)}" for name, t in tensors.items() if name not in expected]
