@@ -20,6 +20,7 @@ SAMPLES = {  # small, quick configurations; a method without an entry is tested 
     "quantize.half": {"dtype": "bfloat16"},
     "quantize.palette": {"bits": 5, "channels": 4},
     "quantize.rtn": {"bits": 4, "clip": False},
+    "quantize.smooth": {"observer": "min_max", "clip": False},
     "quantize.static": {"observer": "min_max", "clip": False},
 }
 METHODS = registry.methods()
