@@ -2,9 +2,9 @@
 
 Source: Jacob et al. 2018, arXiv:1712.05877; the MSE range after OMSE (Choukroun et al. 2019, arXiv:1902.06822); the
 empirical bias correction of Nagel et al. 2019 (arXiv:1906.04721), section 4.2.
-Differs: the correction compares each layer with its float self on the float network's activations, so that one pass is
-enough for all of them; a linear layer's output stays in float, because runtimes have an integer kernel for that (ONNX
-Runtime's QGemm) and it loses nothing.
+Differs: the correction compares each layer with its float self on the float network's activations of a few inputs, so
+that one pass is enough for all of them; a linear layer's output stays in float, because runtimes have an integer kernel
+for that (ONNX Runtime's QGemm) and it loses nothing.
 """
 
 import copy
@@ -32,7 +32,8 @@ from compress.nn.surgery import replaced
 from compress.records import Achieved, Inputs
 
 LARGEST_BIAS = 2.0**30  # of an integer bias: a power of two below the largest 32-bit integer
-PROTECTION_SAMPLES = 2  # the damage of a layer shows on few inputs
+PROTECTION_SAMPLES = 2  # the damage of a layer shows on few inputs,
+CORRECTION_SAMPLES = 4  # and so does a channel's mean error: each has all its pixels or tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,7 @@ def static_twins(
     progress(len(layers) + 1, total, "protecting layers and correcting biases")
     protected = _protect(module, swaps, inputs, settings.protect)
     if settings.bias_correction:
-        correct_biases(module, swaps, split(inputs, settings.batch))
+        correct_biases(module, swaps, split(take(inputs, 0, CORRECTION_SAMPLES), settings.batch))
     return Measured(swaps=swaps, protected=protected)
 
 

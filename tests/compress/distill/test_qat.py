@@ -99,7 +99,7 @@ def test_weights_without_a_grid_are_refused_before_and_after_planning(tmp_path, 
     quantizer = method.Config()
     arch = tiny.decoder().arch
     with pytest.raises(UserError, match="palettes and half precision have none"):
-        qat.predict(method.predict(Prediction(ends=(arch,)), quantizer), qat.Config(steps=1, out_of_order="tries"))
+        qat.predict(method.predict(Prediction(ends=(arch,)), quantizer), qat.Config(steps=1))
     module = method.apply(tiny.stage_input(tmp_path), quantizer).module
     with pytest.raises(UserError, match="palettes and half precision have none"):
         qat.apply(tiny.stage_input(tmp_path, replace(tiny.decoder(), module=module)), qat.Config(steps=1))
