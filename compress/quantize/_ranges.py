@@ -26,13 +26,13 @@ from compress.nn.affine import (
     clipped_scale,
     round_to_scale,
 )
-from compress.nn.batches import split, take
+from compress.nn.batches import central_crop, split, take
 from compress.nn.qmodules import FloatLayer, QEmbedding, QuantizedLayer, QuantizedModule, quantize_layer, quantized
 from compress.nn.surgery import replaced
 from compress.records import Achieved, Inputs
 
 LARGEST_BIAS = 2.0**30  # of an integer bias: a power of two below the largest 32-bit integer
-PROTECTION_SAMPLES = 2  # the damage of a layer shows on few inputs,
+PROTECTION_SAMPLES, PROTECTION_SIZE = 2, 16  # the damage of a layer shows on the middle of few inputs,
 CORRECTION_SAMPLES = 4  # and so does a channel's mean error: each has all its pixels or tokens
 
 
@@ -155,32 +155,35 @@ def correct_biases(
 
 
 def _protect(module: nn.Module, swaps: dict[str, QuantizedModule], inputs: Inputs, share: float) -> dict[str, str]:
-    """Give back float activations to the layers that gain the most per MAC, within `share` of all MACs.
+    """Give back float activations to the layers whose ranges hurt the most per MAC, within `share` of all MACs.
 
-    A layer is worth it when that takes away more than an average layer's part of the error that is left. The weights
-    stay integers. Written into `swaps`.
+    Damage is the squared error of one layer's ranges alone: layers that read the same tensor have errors that hide each
+    other. A layer is worth it when its damage is more than an average layer's part of what is left. The weights stay
+    integers. Written into `swaps`.
     """
-    few = take(inputs, 0, PROTECTION_SAMPLES)
+    few = central_crop(take(inputs, 0, PROTECTION_SAMPLES), PROTECTION_SIZE)
     macs = {layer.name: layer.macs for layer in cost.measure(module, few).layers}
     budget = share * sum(macs.values())
     candidates = [n for n, q in swaps.items() if q.layer.input is not None and macs.get(n, 0) <= budget]
     if not candidates:
         return {}
+    freed = {name: _weights_only(twin) for name, twin in swaps.items()}
     with torch.no_grad():
-        expected = module(*few)
+        expected = replaced(module, freed)(*few)
 
-        def damage(others: Mapping[str, QuantizedModule]) -> float:
-            return float((replaced(module, swaps | dict(others))(*few) - expected).square().mean())
+        def damage(on_ranges: Mapping[str, QuantizedModule]) -> float:
+            return float((replaced(module, freed | dict(on_ranges))(*few) - expected).square().mean())
 
-        freed = {name: _weights_only(swaps[name]) for name in candidates}
-        whole = damage({})
-        gains = {name: whole - damage({name: freed[name]}) for name in candidates}
+        whole = damage(swaps)
+        alone = {name: damage({name: swaps[name]}) for name in candidates}
     protected, left = {}, whole
-    for name in sorted(candidates, key=lambda n: gains[n] / max(macs.get(n, 0), 1), reverse=True):
-        if gains[name] > left / len(swaps) and macs.get(name, 0) <= budget:
-            budget, left = budget - macs.get(name, 0), left - gains[name]
+    for name in sorted(candidates, key=lambda n: alone[n] / max(macs.get(n, 0), 1), reverse=True):
+        if alone[name] > left / len(swaps) and macs.get(name, 0) <= budget:
+            budget, left = budget - macs.get(name, 0), left - alone[name]
             swaps[name] = freed[name]
-            protected[name] = f"activations left in float: they are {gains[name] / whole:.1%} of the squared error"
+            protected[name] = (
+                f"activations left in float: alone they make {alone[name] / whole:.1%} of the squared error"
+            )
     return protected
 
 

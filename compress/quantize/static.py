@@ -6,8 +6,8 @@ Differs: ranges come from histograms that are streamed, so memory does not grow 
 output of every convolution are quantized, so that runtimes can fuse an integer kernel; residual sums stay in float, and
 so do the activations of the few layers that do the most damage for the least work (`protect`). Embeddings have integer
 weights alone.
-Cost: one pass of the calibration inputs through the variant, two of four inputs for the biases, and one of two inputs
-for each layer that is small enough to be protected; 16 kB per quantized layer.
+Cost: one pass of the calibration inputs through the variant, two of four inputs for the biases, and one of the middle
+of two inputs for each layer that is small enough to be protected; 16 kB per quantized layer.
 """
 
 from dataclasses import replace
