@@ -4,18 +4,20 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
-from calibration import images
+from compress import feeds
+from compress.components import kind_of, read_arch
 from compress.errors import UserError
 from compress.nn.batches import outputs
 from compress.nn.cost import Cost
 from compress.nn.surgery import float_twin
 from compress.plan import Plan
 from compress.recipe import Gate
-from compress.records import Inputs, Variant
+from compress.records import Feed, Inputs, Variant
 from compress.runs import Emit, RunFolder
 from compress.store import ROOT, Store, key_of
 from eval import compare, gates
@@ -45,7 +47,7 @@ class Job:
     store: Store
     run: RunFolder
     teacher: Variant
-    companion: nn.Module  # photographs to the component's inputs
+    feed: Feed
     tell: Emit
 
 
@@ -75,16 +77,22 @@ class Measured:
         return self.stages[-1]
 
 
-def prepare(plan: Plan, teacher: nn.Module, companion: nn.Module) -> Photographs:
-    """Load, encode and decode the evaluation photographs."""
-    data = plan.recipe.data.evaluation
-    found = images.load(data.source, split="evaluation", count=data.count, size=data.size)
-    inputs = (outputs(companion, (found.images,)),)
+def feed_of(plan: Plan) -> Feed:
+    """The feed of the plan's component, its companions loaded."""
+    kind = kind_of(read_arch(plan.teacher).kind)
+    return cast("Feed", feeds.of(kind).feed(plan.recipe.data, plan.companions, plan.recipe.seed))
+
+
+def prepare(feed: Feed, teacher: nn.Module) -> Photographs:
+    """Load and encode the evaluation photographs, and run the teacher on them."""
+    found = feed.evaluation()
+    if found.truth is None:
+        raise UserError("only components that make pictures can be judged so far")
     return Photographs(
         names=found.names,
-        truth=found.images,
-        inputs=inputs,
-        reference=outputs(teacher, inputs),
+        truth=found.truth,
+        inputs=found.inputs,
+        reference=outputs(teacher, found.inputs),
         digest=found.digest,
     )
 

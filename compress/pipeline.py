@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calibration import images
 from compress import evaluation, registry, verdicts
 from compress import zoo as zoos
 from compress.components import load_variant, save_variant
@@ -17,7 +16,7 @@ from compress.files import read_json, write_json
 from compress.nn import cost
 from compress.nn.batches import outputs, take
 from compress.plan import Plan, PlannedStage
-from compress.records import Inputs, StageInput, StageRecord, Variant
+from compress.records import StageInput, StageRecord, Variant
 from compress.reporting import write_report
 from compress.runs import Emit, Event, RunFolder
 from compress.store import Store
@@ -71,9 +70,10 @@ def run_plan(plan: Plan, *, store: Store, out: Path, zoo: Path, emit: Emit, reci
         emit(Event(kind="cached", name="gates, files and report", text=str(out)))
         return _outcome_on_disk(run, plan, zoo)
     _refuse_taken_name(plan, zoo)
-    teacher, companion = load_variant(plan.teacher, plan.recipe.component), load_variant(plan.companion)
+    teacher = load_variant(plan.teacher, plan.recipe.component)
     run.begin(digest=plan.digest, key=plan.variant_key, recipe_text=recipe_text, plan=plan.to_json())
-    job = Job(plan=plan, store=store, run=run, teacher=teacher, companion=companion.module, tell=run.noting(emit))
+    feed = evaluation.feed_of(plan)
+    job = Job(plan=plan, store=store, run=run, teacher=teacher, feed=feed, tell=run.noting(emit))
     ran = _run_stages(job)
     variant = ran[-1].variant
     save_variant(variant, run.root / "variant")
@@ -114,19 +114,12 @@ def _run_stages(job: Job) -> list[Ran]:
 
 def _run_stage(job: Job, stage: PlannedStage, name: str, parent: Variant) -> Path:
     """Run one method and store its result."""
-    data, seed, companion = job.plan.recipe.data.calibration, job.plan.recipe.seed, job.companion
-    photographs = images.load(data.source, split="calibration", count=data.count, size=data.size)
-    sampler = images.sampler(data.source, "calibration")
-
-    def sample(step: int, batch: int, pixels: int) -> Inputs:
-        return (outputs(companion, (sampler.crops(step, batch, pixels, seed),), batch),)
-
     given = StageInput(
         variant=parent,
         teacher=job.teacher.module,
-        inputs=(outputs(companion, (photographs.images,)),),
-        sample=sample,
-        seed=seed,
+        inputs=job.feed.calibration(),
+        sample=job.feed.sample,
+        seed=job.plan.recipe.seed,
         scratch=job.store.scratch(stage.key),
         progress=lambda done, total, text: job.tell(
             Event(kind="progress", name=name, text=text, done=done, total=total)
@@ -152,7 +145,7 @@ def _measure_all(job: Job, ran: Sequence[Ran]) -> Measured:
     """Cost, picture quality and torch latency of the teacher and of every stage's variant."""
     started = time.monotonic()
     job.tell(Event(kind="started", name="measuring"))
-    photographs = evaluation.prepare(job.plan, job.teacher.module, job.companion)
+    photographs = evaluation.prepare(job.feed, job.teacher.module)
     rows: list[StageSummary] = []
     for number, item in enumerate(ran):
         job.tell(Event(kind="progress", name="measuring", text=item.method, done=number, total=len(ran)))

@@ -1,5 +1,6 @@
 """Recipe -> Plan: what will run, in which order, under which keys, and what it will cost; no weight is opened."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -8,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from calibration import images
+from compress import feeds, registry
 from compress import recipe as recipes
-from compress import registry
 from compress.components import find, kind_of, read_arch, weights_of
 from compress.errors import UserError
 from compress.files import sha256
@@ -21,8 +21,6 @@ from compress.nn.structure import example_inputs
 from compress.recipe import PlannedConfig, Recipe
 from compress.records import Arch, Needs, Prediction
 from compress.store import code_digest, key_of
-
-CHECKED_PIXELS = 64  # side of the image with which two components are tried on each other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +57,7 @@ class Plan:
     recipe: Recipe
     digest: str  # of the recipe
     teacher: Path
-    companion: Path
+    companions: Mapping[str, Path]  # what its feed runs, by component
     teacher_key: str
     reference: Forecast
     stages: tuple[PlannedStage, ...]
@@ -120,14 +118,12 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None) -> Plan:
     teacher = find(recipe.component, checkpoint)
     arch = read_arch(teacher)
     weights_of(teacher)
-    companion = _companion(recipe, arch, checkpoint)
-    calibration, evaluation = recipe.data.calibration, recipe.data.evaluation
-    calibration_set = images.load(
-        calibration.source, split="calibration", count=calibration.count, size=calibration.size
+    companions = _companions(recipe, arch, checkpoint)
+    digests, pixels = feeds.of(kind_of(arch.kind)).digests(recipe.data), recipe.data.evaluation.size
+    teacher_key = key_of(
+        {"teacher": _folder_digest(teacher), "companions": {n: _folder_digest(f) for n, f in companions.items()}}
     )
-    evaluation_set = images.load(evaluation.source, split="evaluation", count=evaluation.count, size=evaluation.size)
-    teacher_key = key_of({"teacher": _folder_digest(teacher), "companion": _folder_digest(companion)})
-    data = {"calibration": calibration_set.digest, "sampler": images.sampler(calibration.source, "calibration").digest}
+    data = {name: digest for name, digest in digests.items() if name != "evaluation"}
     prediction = Prediction(ends=(arch,))
     stages, parent = [], teacher_key
     for stage in recipe.stages:
@@ -135,47 +131,38 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None) -> Plan:
         prediction = method.predict(prediction, stage.config)
         parent = _stage_key(stage, method, parent, recipe.seed, data)
         stages.append(
-            PlannedStage(
-                method=stage.method, config=stage.config, key=parent, forecast=_forecast(prediction, evaluation.size)
-            )
+            PlannedStage(method=stage.method, config=stage.config, key=parent, forecast=_forecast(prediction, pixels))
         )
     _check_exports(recipe, prediction)
     return Plan(
         recipe=recipe,
         digest=recipes.digest(recipe),
         teacher=teacher,
-        companion=companion,
+        companions=companions,
         teacher_key=teacher_key,
-        reference=_forecast(Prediction(ends=(arch,)), evaluation.size),
+        reference=_forecast(Prediction(ends=(arch,)), pixels),
         stages=tuple(stages),
-        calibration_digest=calibration_set.digest,
-        evaluation_digest=evaluation_set.digest,
+        calibration_digest=digests["calibration"],
+        evaluation_digest=digests["evaluation"],
     )
 
 
-def _companion(recipe: Recipe, arch: Arch, checkpoint: Path | None) -> Path:
-    leaf = kind_of(arch.kind).companion
-    if leaf is None:
-        raise UserError(f"component: {recipe.component} is a {arch.kind}; recipes compress image decoders so far")
-    family = recipe.component.rpartition("/")[0]
-    folder = find(f"{family}/{leaf}", checkpoint)
-    companion = read_arch(folder)
-    if companion.kind.rpartition(".")[2] != leaf:
-        raise UserError(
-            f"{checkpoint} has no {leaf}; a checkpoint for {recipe.component} is a folder with "
-            f"{recipe.component.rpartition('/')[2]}/ and {leaf}/ in it, each with arch.json and weights.safetensors"
-        )
-    given, wanted = _output_shape(companion), kind_of(arch.kind).input_shape(arch.config, CHECKED_PIXELS)
-    if given != wanted:
-        raise UserError(f"{folder} makes inputs of shape {list(given)}, {recipe.component} takes {list(wanted)}")
-    return folder
-
-
-def _output_shape(arch: Arch) -> tuple[int, ...]:
+def _companions(recipe: Recipe, arch: Arch, checkpoint: Path | None) -> dict[str, Path]:
+    """The folders of the components that the feed runs, found beside the component."""
     kind = kind_of(arch.kind)
-    with torch.device("meta"):
-        module = kind.build(arch.config)
-    return tuple(module(*example_inputs(kind, arch.config, CHECKED_PIXELS)).shape)
+    if kind.feed is None:
+        raise UserError(f"component: {recipe.component} is a {arch.kind}; recipes do not compress these so far")
+    feed, family = feeds.of(kind), recipe.component.rpartition("/")[0]
+    found = {leaf: find(f"{family}/{leaf}", checkpoint) for leaf in feed.COMPANIONS}
+    archs = {leaf: read_arch(folder) for leaf, folder in found.items()}
+    for leaf, companion in archs.items():
+        if companion.kind.rpartition(".")[2] != leaf:
+            raise UserError(
+                f"{checkpoint} has no {leaf}; a checkpoint for {recipe.component} is a folder with "
+                f"{recipe.component.rpartition('/')[2]}/ and {leaf}/ in it, each with arch.json and weights.safetensors"
+            )
+    feed.check(arch, archs)
+    return found
 
 
 def _check_exports(recipe: Recipe, prediction: Prediction) -> None:

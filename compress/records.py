@@ -102,3 +102,22 @@ class Prediction:
     activation_bits: int = 32
     granularity: Any = None  # compress.nn.affine.Granularity of quantized weights
     in_float: tuple[str, ...] = ()  # patterns of layers that are not quantized
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """What a variant is judged on."""
+
+    names: tuple[str, ...]
+    inputs: Inputs
+    truth: torch.Tensor | None  # pictures [n, 3, h, w] in [0, 1] that a perfect component would give back
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed:
+    """Where a component's inputs come from; nothing is loaded before it is asked for."""
+
+    calibration: Callable[[], Inputs]
+    sample: Callable[[int, int, int], Inputs]  # (step, batch, pixels) -> training inputs, same step same bits
+    evaluation: Callable[[], Samples]

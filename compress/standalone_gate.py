@@ -28,7 +28,7 @@ def judge_path(path: Path, plan: Plan, tell: Emit) -> tuple[gates.Verdict, ...]:
         )
     tell(Event(kind="started", name="decoding the teacher's pictures"))
     teacher = load_variant(plan.teacher, plan.recipe.component)
-    photographs = evaluation.prepare(plan, teacher.module, load_variant(plan.companion).module)
+    photographs = evaluation.prepare(evaluation.feed_of(plan), teacher.module)
     metrics = evaluation.image_metrics(evaluation.specs(plan.recipe.gates))
     tell(Event(kind="started", name="measuring and timing"))
     if path.is_file():

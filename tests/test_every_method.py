@@ -17,9 +17,12 @@ SAMPLES = {  # small, quick configurations; a method without an entry is tested 
     "prune.depth": {"blocks": 2, "samples": 1, "latent_size": 4},
     "prune.width": {"ratio": 0.5, "round_to": 4},
     "distill.output": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
+    "distill.feature": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
+    "distill.qat": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
     "quantize.rtn": {"bits": 4, "clip": False},
     "quantize.static": {"observer": "min_max", "clip": False},
 }
+BEFORE = {"distill.qat": ("quantize.rtn",)}  # what a method must find done
 METHODS = registry.methods()
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -28,9 +31,23 @@ def config_of(name):
     return registry.load(name).Config(**SAMPLES.get(name, {}))
 
 
-def applied(name, folder):
+def start_of(name):
+    """The variant and the prediction that a method is given: the tiny decoder, after what the method needs before it."""
+    variant, prediction = tiny.decoder(), Prediction(ends=(tiny.decoder().arch,))
+    for before in BEFORE.get(name, ()):
+        result = registry.load(before).apply(tiny.stage_input(Path(), variant), config_of(before))
+        variant = replace(variant, arch=result.arch, module=result.module)
+        prediction = registry.load(before).predict(prediction, config_of(before))
+    return variant, prediction
+
+
+def stage_of(name, folder):
     folder.mkdir(parents=True, exist_ok=True)
-    return registry.load(name).apply(tiny.stage_input(folder, teacher=tiny.decoder(1).module), config_of(name))
+    return tiny.stage_input(folder, start_of(name)[0], teacher=tiny.decoder(1).module)
+
+
+def applied(name, folder):
+    return registry.load(name).apply(stage_of(name, folder), config_of(name))
 
 
 def state_of(module):
@@ -77,7 +94,7 @@ def test_it_has_a_test_file(name):
 
 @every_method
 def test_it_leaves_its_argument_and_the_teacher_alone(name, tmp_path):
-    stage = tiny.stage_input(tmp_path, teacher=tiny.decoder(1).module)
+    stage = stage_of(name, tmp_path)
     before, teacher, inputs = state_of(stage.variant.module), state_of(stage.teacher), stage.inputs[0].clone()
     result = registry.load(name).apply(stage, config_of(name))
     assert same_state(before, state_of(stage.variant.module)) and same_state(teacher, state_of(stage.teacher))
@@ -135,8 +152,7 @@ def test_the_result_rebuilds_from_its_files(name, tmp_path):
 
 @every_method
 def test_what_was_planned_is_what_came(name, tmp_path):
-    arch = tiny.decoder().arch
-    ends = registry.load(name).predict(Prediction(ends=(arch,)), config_of(name))
+    ends = registry.load(name).predict(start_of(name)[1], config_of(name))
     result = applied(name, tmp_path)
     shape = [(1, 8, 4, 4)]
     done = cost.measure(result.module, shape)

@@ -234,7 +234,7 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
-        companion="encoder",
+        feed="latents",
     ),
     "encoder": Kind(
         config=EncoderConfig,
@@ -244,6 +244,6 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
-        companion=None,
+        feed=None,
     ),
 }

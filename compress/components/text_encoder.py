@@ -219,6 +219,6 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
-        companion=None,
+        feed=None,
     ),
 }

@@ -307,6 +307,6 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
-        companion=None,
+        feed=None,
     ),
 }

@@ -170,7 +170,7 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
-        companion="encoder",
+        feed="latents",
     ),
     "encoder": Kind(
         config=EncoderConfig,
@@ -180,6 +180,6 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
-        companion=None,
+        feed=None,
     ),
 }

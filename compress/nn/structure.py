@@ -68,7 +68,7 @@ class Kind:
     with_widths: Callable[[Any, Mapping[str, int]], Any]  # group name -> new width
     blocks: Callable[[Any], tuple[Block, ...]]
     without_blocks: Callable[[Any, Sequence[str]], Removal]
-    companion: str | None  # the component of the same family that turns photographs into this one's inputs
+    feed: str | None  # the file of compress/feeds that has this kind's inputs; None: recipes cannot compress it
     inputs: Callable[[Any, int], tuple[torch.Tensor, ...]] | None = None  # on the meta device, where there are several
 
 

@@ -8,8 +8,8 @@ import tiny
 import torch
 
 from compress.components import save_variant
-from compress.distill import output
-from compress.distill._loop import Schedule
+from compress.distill import _lesson, _terms, output
+from compress.distill._loop import Player, Schedule, share_of, train
 from compress.errors import UserError
 from compress.prune import width
 from compress.quantize import rtn
@@ -117,18 +117,209 @@ def test_a_quantized_student_is_refused(tmp_path):
         distill(tmp_path, variant, steps=1)
 
 
-def test_the_distance_by_its_formula():
+def test_the_errors_by_their_formulas():
     image, target = torch.full((2, 3, 4, 4), 0.5), torch.full((2, 3, 4, 4), 0.5)
     image[0] += 0.1
     expected = (math.log(0.01 + 1e-5) + math.log(1e-5)) / 2
-    assert float(output.distance(image, target, None, 0.0)) == pytest.approx(expected, rel=1e-5)
+    assert float(_terms.error(image, target, "log_mse")) == pytest.approx(expected, rel=1e-5)
+    assert float(_terms.error(image, target, "mse")) == pytest.approx(0.005, rel=1e-5)
+    assert float(_terms.error(image, target, "l1")) == pytest.approx(0.05, rel=1e-5)
 
 
-def test_lpips_is_added_with_its_weight():
-    image, target = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
-    plain = output.distance(image, target, None, 0.0)
-    with_lpips = output.distance(image, target, lambda a, b: torch.tensor([2.0, 4.0]), 0.5)
-    assert float(with_lpips - plain) == pytest.approx(1.5)
+def test_lpips_draws_the_student_towards_the_teacher(tmp_path, student):
+    plain = distill(tmp_path / "plain", student, steps=2)
+    weighted = distill(tmp_path / "lpips", student, steps=2, terms={"lpips": 0.5})
+    assert not same_bits(plain.module, weighted.module)
+
+
+def test_the_discriminator_only_counts_once_it_has_a_say(tmp_path, student):
+    unheard = {"adversarial": 1.0, "adversarial_from": 0.9}  # of 4 steps: from the fourth on
+    plain, late = distill(tmp_path / "a", student, steps=3), []
+    stage = tiny.stage_input(tmp_path / "b", student, progress=lambda d, t, text: late.append(text))
+    (tmp_path / "b").mkdir()
+    output.apply(stage, output.Config(**SHORT | {"steps": 4, "terms": unheard}))
+    without = []
+    stage = tiny.stage_input(tmp_path / "c", student, progress=lambda d, t, text: without.append(text))
+    (tmp_path / "c").mkdir()
+    output.apply(stage, output.Config(**SHORT | {"steps": 4}))
+    assert late[:3] == without[:3] and late[3] != without[3]
+    assert plain.achieved[0].met
+
+
+def test_a_discriminator_learns_to_tell_noise_from_flat_pictures():
+    generator = torch.Generator().manual_seed(0)
+    judge = _terms.discriminator(3, seed=0)
+    optimizer = torch.optim.Adam(judge.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(25):
+        real, made = torch.rand(4, 3, 32, 32, generator=generator), torch.full((4, 3, 32, 32), 0.5)
+        loss = _terms.telling_apart(judge, real, made)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 < losses[0]
+
+
+def test_a_component_without_pictures_has_no_discriminator(tmp_path):
+    stage = tiny.stage_input(tmp_path, tiny.encoder(), teacher=tiny.encoder().module, inputs=torch.rand(2, 3, 32, 32))
+    config = output.Config(**SHORT | {"terms": {"adversarial": 1.0}})
+    with pytest.raises(UserError, match=r"judges pictures \[n, 3, h, w\]; this component gives \[1, 8, 4, 4\]"):
+        output.apply(stage, config)
+
+
+def test_sampled_latents_have_the_spectrum_and_the_mean_of_the_given_ones_and_another_look():
+    given = torch.randn(1, 8, 12, 12, generator=torch.Generator().manual_seed(3)).cumsum(-1)
+    (drawn,) = _lesson.sampled((given,), 5, torch.Generator().manual_seed(1))
+    for one in drawn:
+        moduli = torch.fft.rfft2(one).abs()
+        assert torch.allclose(moduli, torch.fft.rfft2(given[0]).abs(), rtol=1e-3, atol=1e-2)
+        assert torch.allclose(one.mean((-1, -2)), given[0].mean((-1, -2)), atol=1e-4)
+        assert float((one - given[0]).square().mean()) > 0.5 * float(given.var())
+        ours, theirs = torch.cov(one.flatten(1)), torch.cov(given[0].flatten(1))
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-2)  # channels keep their correlations
+    (again,) = _lesson.sampled((given,), 5, torch.Generator().manual_seed(1))
+    assert torch.equal(drawn, again)
+
+
+def test_training_without_data_comes_nearer_to_the_teacher_too(tmp_path, student):
+    result = distill(tmp_path, student, steps=40, lr=5e-3, source="sampled")
+    assert error_db(result.module) > error_db(student.module) + 1.0
+
+
+def moved_by_one(folder, steps, scores, **schedule):
+    """A weight that falls by about 0.1 a step, with validations that give these scores."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    module.weight.data.fill_(0.0)
+    seen, left = [], iter(scores)
+
+    def validate(student):
+        seen.append(float(student.weight))
+        return next(left)
+
+    plan = Schedule(steps=steps, lr=0.1, checkpoint_every=1000, validate_every=2, **schedule)
+    player = Player(name="student", module=module, loss=lambda step: module.weight.sum())
+    state = train([player], plan, scratch=folder, progress=lambda *a: None, validate=validate)
+    return float(module.weight.detach()), seen, state
+
+
+def test_the_best_validation_is_kept_the_first_of_equals(tmp_path):
+    weight, seen, state = moved_by_one(tmp_path, 9, [1.0, 3.0, 2.0, 3.0, 0.0])
+    assert len(seen) == 5 and len(set(seen)) == 5  # the last step is validated though 9 is odd
+    assert weight == pytest.approx(seen[1]) and state.best_validation == 1 and len(state.losses) == 9
+
+
+def test_training_stops_when_patience_is_spent(tmp_path):
+    weight, seen, state = moved_by_one(tmp_path, 40, [1.0, 3.0, 2.0, 2.9, 3.0], patience=3)
+    assert len(state.losses) == 10 and weight == pytest.approx(seen[1])
+    assert state.spent(3) and not state.spent(4)
+
+
+def test_a_validation_that_is_no_number_stops(tmp_path):
+    with pytest.raises(UserError, match="validation after step 2 gave nan"):
+        moved_by_one(tmp_path, 4, [float("nan")])
+
+
+def test_validations_and_their_keeping_are_reported(tmp_path, student):
+    result = distill(tmp_path, student, steps=4, validate_every=2, ema_decay=0.5)
+    assert any(note.startswith("kept validation") and "psnr" in note for note in result.notes)
+
+
+def test_patience_without_validations_is_refused(tmp_path, student):
+    with pytest.raises(UserError, match="patience counts validations; give validate_every"):
+        distill(tmp_path, student, steps=4, patience=2)
+
+
+def test_a_killed_run_with_everything_on_ends_with_the_same_bits(tmp_path, student):
+    config = {
+        "steps": 9,
+        "checkpoint_every": 3,
+        "ema_decay": 0.9,
+        "validate_every": 2,
+        "terms": {"adversarial": 0.1, "adversarial_from": 0.2},
+    }
+    whole = distill(tmp_path / "whole", student, **config)
+    (tmp_path / "killed").mkdir()
+    stage = tiny.stage_input(tmp_path / "killed", student, progress=killed_at(8))
+    with pytest.raises(Killed):
+        output.apply(stage, output.Config(**SHORT | config))
+    again = distill(tmp_path / "killed", student, **config)
+    assert same_bits(again.module, whole.module) and again.notes == whole.notes
+
+
+def test_the_running_mean_is_the_mean_of_the_weights(tmp_path):
+    """A parameter that moves by hand: the loop's mean against a float64 recursion."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    path: list[float] = []
+
+    def loss(step):
+        path.append(float(module.weight.detach()))
+        return (module.weight * (1 if step % 3 else -2)).sum()
+
+    schedule = Schedule(steps=12, lr=0.1, checkpoint_every=100, ema_decay=0.8)
+    state = train(
+        [Player(name="student", module=module, loss=loss)], schedule, scratch=tmp_path, progress=lambda *a: None
+    )
+    final = []
+
+    def record(done, total, text):
+        final.append(float(twin.weight.detach()))
+
+    twin = torch.nn.Linear(1, 1, bias=False)
+    twin.weight.data.fill_(path[0])
+    plain = Schedule(steps=12, lr=0.1, checkpoint_every=100)
+    train(
+        [Player(name="student", module=twin, loss=lambda s: (twin.weight * (1 if s % 3 else -2)).sum())],
+        plain,
+        scratch=tmp_path / "x",
+        progress=record,
+    )
+    mean = final[0]
+    for index, weight in enumerate(final, start=1):
+        kept = min(0.8, index / (index + 9))
+        mean = kept * mean + (1 - kept) * weight
+    assert float(module.weight.detach()) == pytest.approx(mean, rel=1e-5)
+    assert len(state.losses) == 12
+
+
+def test_two_processes_train_as_one_on_both_their_crops(tmp_path):
+    """Averaged gradients of two processes equal the gradient of the mean over both processes' losses."""
+    context = torch.multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_one_of_two, args=(rank, str(tmp_path))) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    found = [float((tmp_path / f"{rank}.txt").read_text()) for rank in range(2)]
+    module = torch.nn.Linear(1, 1, bias=False)
+    module.weight.data.fill_(1.0)
+    schedule = Schedule(steps=5, lr=0.1, checkpoint_every=100)
+
+    def mean(step):
+        return sum(_pull(module, 2 * step + rank) for rank in range(2)) / 2
+
+    train([Player(name="student", module=module, loss=mean)], schedule, scratch=tmp_path, progress=lambda *a: None)
+    assert found[0] == found[1] == pytest.approx(float(module.weight.detach()), rel=1e-6)
+
+
+def _pull(module, drawn):
+    return (module.weight - drawn).square().sum()
+
+
+def _one_of_two(rank, folder):
+    from pathlib import Path
+
+    from torch import distributed
+
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    module = torch.nn.Linear(1, 1, bias=False)
+    module.weight.data.fill_(1.0)
+    schedule = Schedule(steps=5, lr=0.1, checkpoint_every=100)
+    player = Player(name="student", module=module, loss=lambda step: _pull(module, share_of(step)))
+    train([player], schedule, scratch=Path(folder), progress=lambda *a: None)
+    (Path(folder) / f"{rank}.txt").write_text(repr(float(module.weight.detach())))
+    distributed.destroy_process_group()
 
 
 def test_the_schedule_warms_up_peaks_at_lr_and_ends_at_a_hundredth():
