@@ -19,6 +19,8 @@ SAMPLES = {  # small, quick configurations; a method without an entry is tested 
     "distill.output": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
     "distill.feature": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
     "distill.qat": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
+    "quantize.adaround": {"steps": 3, "samples": 2, "latent_size": 4, "clip": False},
+    "quantize.gptq": {"samples": 2, "latent_size": 4, "sweeps": 1, "clip": False},
     "quantize.rtn": {"bits": 4, "clip": False},
     "quantize.static": {"observer": "min_max", "clip": False},
 }

@@ -40,8 +40,8 @@ class Call:
     kwargs: Mapping[str, Any]
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: the rest of the pass is not needed
-    """The unit has run."""
+class _Reached(Exception):
+    """The unit has run: the rest of the pass is not needed."""
 
 
 def units(arch: Arch, module: nn.Module, layers: Iterable[str], inputs: Inputs, by: By) -> tuple[Unit, ...]:

@@ -4,8 +4,9 @@ Source: Nagel et al. 2020, arXiv:2004.10568 (rounding learned against the output
 arXiv:2102.05426, section 3.2), whose inputs come from the part that is quantized already.
 Differs: rounding is learned through a straight-through estimator (Bengio et al. 2013, arXiv:1308.3432) on the weights
 in units of their scale, not through a rectified sigmoid with a penalty: that gains more in some hundred steps, and a
-weight may move by more than one integer. A unit keeps what it learned only where that lowers the error over all
-calibration inputs; optionally all units are learned together at the end, against the component's output.
+weight may move by more than one integer. Towards the end weights are drawn to the integer that they are near
+(dampening, Nagel et al. 2022, arXiv:2203.11086, section 4.1). A unit keeps what it learned only where that lowers the
+error over all calibration inputs; optionally all units are learned together at the end, against the final output.
 Cost: per unit two passes of the calibration inputs up to it, and `steps` times one forward and backward pass of the
 unit on `batch` of them; its inputs and outputs for all samples, and five times its weights, are in memory.
 """
@@ -34,6 +35,7 @@ from compress.records import Inputs, Needs, Prediction, StageInput, StageResult
 from compress.schema import Schema
 
 NEEDS = Needs.STATISTICS
+TOGETHER = "all units together"
 
 
 class Config(Schema):
@@ -45,7 +47,8 @@ class Config(Schema):
     unit: Literal["layer", "block"] = Field("block", description="What is learned at a time.")
     steps: PositiveInt = Field(300, description="Optimizer steps for each unit.")
     whole_steps: NonNegativeInt = Field(0, description="Steps for all units together, after the last one.")
-    lr: float = Field(0.02, gt=0, lt=1, description="Largest learning rate (Adam, cosine), in units of the scales.")
+    lr: float = Field(0.04, gt=0, lt=1, description="Largest learning rate (Adam, cosine), in units of the scales.")
+    dampening: float = Field(0.1, ge=0, description="How much weights are drawn to the nearest integer at the end.")
     batch: PositiveInt = Field(2, description="Calibration inputs per step.")
     samples: PositiveInt = Field(32, description="Calibration inputs to use.")
     latent_size: PositiveInt = Field(16, description="Side of the central crop of each input.")
@@ -61,10 +64,15 @@ class Schedule:
     lr: float
     batch: int
     seed: int
+    dampening: float = 0.0
 
     def lr_at(self, step: int) -> float:
         """Learning rate of one step: a cosine down to 1% of `lr`."""
         return self.lr * (0.01 + 0.99 * 0.5 * (1 + cos(pi * step / self.steps)))
+
+    def dampening_at(self, step: int) -> float:
+        """Weight of the distance to the nearest integers: from nothing to `dampening`."""
+        return self.dampening * 0.5 * (1 - cos(pi * step / self.steps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -116,29 +124,21 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     layers = chosen(module, config.exclude)
     grids = _grids(layers, config)
     inputs = cropped(take(stage.inputs, 0, config.samples), config.latent_size)
-    scales = {
-        n: weight_grids.scale_for(layer.weight.detach(), grids[n], clip=config.clip) for n, layer in layers.items()
-    }
-    rounding = {
-        name: Rounded(position=layer.weight.detach() / each, step=each, qmax=grids[name].qmax)
-        for name, layer in layers.items()
-        for each in (weight_grids.spread(scales[name], layer.weight.detach(), grids[name]),)
-    }
+    scales = {name: _scale(layer, grids[name], config) for name, layer in layers.items()}
+    rounding = {name: _start(layer, grids[name], scales[name]) for name, layer in layers.items()}
     result, gains = module, {}
     todo = _todo(stage, layers, inputs, config)
     for number, (unit, steps) in enumerate(todo):
-        stage.progress(number, len(todo), unit.name or "all units together")
-        schedule = Schedule(steps=steps, lr=config.lr, batch=config.batch, seed=stage.seed * len(todo) + number)
-        learned = _kept(
-            stage.scratch / f"unit-{number:03}.safetensors",
-            lambda: _learn_unit(module, result, unit, inputs, rounding, schedule),
-        )
+        stage.progress(number, len(todo), unit.name or TOGETHER)
+        schedule = _schedule(config, steps, stage.seed * len(todo) + number)
+        file = stage.scratch / f"unit-{number:03}.safetensors"
+        if not file.exists():
+            _write(file, _learn_unit(module, result, unit, inputs, rounding, schedule))
+        learned = _read(file)
         rounding |= {n: replace(rounding[n], position=p) for n, p in learned.positions.items()}
-        result = replaced(
-            result,
-            {n: weight_grids.swapped(layers[n], grids[n], rounding[n].integers(), scales[n]) for n in unit.layers},
-        )
-        gains[unit.name or "all units together"] = _decibels(learned)
+        swaps = {n: weight_grids.swapped(layers[n], grids[n], rounding[n].integers(), scales[n]) for n in unit.layers}
+        result = replaced(result, swaps)
+        gains[unit.name or TOGETHER] = 10 * log10(learned.before / learned.after) if learned.after > 0 else 0.0
     result = result.requires_grad_(False).eval()
     return StageResult(
         arch=stage.variant.arch,
@@ -164,9 +164,6 @@ def learn(
         given: Its arguments, one call per sample.
         wanted: What it should make of each.
         schedule: Steps, learning rate, batch, seed.
-
-    Raises:
-        UserError: the error is not finite.
     """
     start = {n: r.position.clamp(-r.qmax, r.qmax) for n, r in rounding.items()}
     live = {n: replace(r, position=start[n].clone().requires_grad_(True)) for n, r in rounding.items()}
@@ -182,9 +179,7 @@ def learn(
             return sum(float(error([i])) for i in range(len(wanted))) / len(wanted)
 
     before = mean_error()
-    if not isfinite(before):
-        raise UserError("quantize.adaround: a unit's error is not finite; check the weights and the calibration inputs")
-    if before > 0:
+    if before > 0 and isfinite(before):
         _descend([r.position for r in live.values()], lambda chosen: error(chosen) / before, len(wanted), schedule)
     after = mean_error()
     if not after < before:
@@ -201,8 +196,14 @@ def _descend(
         optimizer.param_groups[0]["lr"] = schedule.lr_at(step)
         chosen = torch.randint(samples, (schedule.batch,), generator=generator).tolist()
         optimizer.zero_grad(set_to_none=True)
-        loss(chosen).backward()
+        (loss(chosen) + schedule.dampening_at(step) * _distance(positions)).backward()
         optimizer.step()
+
+
+def _distance(positions: Sequence[Tensor]) -> Tensor:
+    """Mean squared distance to the nearest integer; 1 where all are as far as can be."""
+    off = sum((p - p.detach().round()).square().sum() for p in positions)
+    return 4 * off / sum(p.numel() for p in positions)
 
 
 def _together(found: Sequence[Call]) -> Call:
@@ -226,7 +227,11 @@ def _learn_unit(
     rounding: Mapping[str, Rounded],
     schedule: Schedule,
 ) -> Learned:
-    """Targets from the float component, inputs from the part that is quantized already."""
+    """Targets from the float component, inputs from the part that is quantized already.
+
+    Raises:
+        UserError: the unit's error is not finite.
+    """
     learned = learn(
         module.get_submodule(unit.name),
         {unit.inside(n): rounding[n] for n in unit.layers},
@@ -234,7 +239,14 @@ def _learn_unit(
         results(module, unit, inputs),
         schedule,
     )
+    if not isfinite(learned.before):
+        where = unit.name or TOGETHER
+        raise UserError(f"quantize.adaround: the error of {where} is not finite; check weights and calibration inputs")
     return replace(learned, positions={n: learned.positions[unit.inside(n)] for n in unit.layers})
+
+
+def _schedule(config: Config, steps: int, seed: int) -> Schedule:
+    return Schedule(steps=steps, lr=config.lr, batch=config.batch, seed=seed, dampening=config.dampening)
 
 
 def _todo(stage: StageInput, layers: Mapping[str, nn.Module], inputs: Inputs, config: Config) -> list[tuple[Unit, int]]:
@@ -245,25 +257,32 @@ def _todo(stage: StageInput, layers: Mapping[str, nn.Module], inputs: Inputs, co
     return found
 
 
-def _kept(file: Path, make: Callable[[], Learned]) -> Learned:
-    """What a unit learned, read where it was finished before."""
-    if not file.exists():
-        learned = make()
-        errors = torch.tensor([learned.before, learned.after], dtype=torch.float64)
-        write_tensors(file, {f"position.{n}": p for n, p in learned.positions.items()} | {"errors": errors})
+def _scale(layer: weight_grids.Layer, grid: weight_grids.Grid, config: Config) -> Tensor:
+    return weight_grids.scale_for(layer.weight.detach(), grid, clip=config.clip)
+
+
+def _start(layer: weight_grids.Layer, grid: weight_grids.Grid, scale: Tensor) -> Rounded:
+    weight = layer.weight.detach()
+    step = weight_grids.spread(scale, weight, grid)
+    return Rounded(position=weight / step, step=step, qmax=grid.qmax)
+
+
+def _write(file: Path, learned: Learned) -> None:
+    errors = torch.tensor([learned.before, learned.after], dtype=torch.float64)
+    write_tensors(file, {f"position.{n}": p for n, p in learned.positions.items()} | {"errors": errors})
+
+
+def _read(file: Path) -> Learned:
     from safetensors.torch import load_file
 
     tensors = load_file(file)
     before, after = tensors.pop("errors").tolist()
-    return Learned(positions={n.removeprefix("position."): p for n, p in tensors.items()}, before=before, after=after)
+    positions = {name.removeprefix("position."): p for name, p in tensors.items()}
+    return Learned(positions=positions, before=before, after=after)
 
 
 def _grids(layers: Mapping[str, weight_grids.Layer], config: Config) -> dict[str, weight_grids.Grid]:
     return weight_grids.grids(layers, bits=config.bits, group_size=config.group_size, eight_bits=config.eight_bits)
-
-
-def _decibels(learned: Learned) -> float:
-    return 10 * log10(learned.before / learned.after) if learned.after > 0 else 0.0
 
 
 def _note(gains: Mapping[str, float]) -> str:

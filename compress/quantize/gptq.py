@@ -120,7 +120,7 @@ def damped(hessian: Float[Tensor, "c c"], damping: float) -> Float[Tensor, "c c"
 def round_columns(
     weight: Float[Tensor, "r c"], scale: Float[Tensor, "r c"], hessian: Float[Tensor, "c c"], rounding: Rounding
 ) -> Float[Tensor, "r c"]:
-    """Integers (as floats) in [-qmax, qmax] for a weight; `scale` is each weight's own, `hessian` that of its inputs."""
+    """Integers (as floats) in [-qmax, qmax]; `scale` is each weight's own, `hessian` that of the inputs."""
     h = damped(hessian, rounding.damping)
     order = h.diagonal().argsort(descending=True, stable=True) if rounding.order else torch.arange(h.shape[0])
     target, steps = (x.double().T[order].contiguous() for x in (weight, scale))  # [c, r]: a column is contiguous
