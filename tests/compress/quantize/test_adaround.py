@@ -34,34 +34,28 @@ def problem(layer, xs):
     return [Call(args=(x,), kwargs={}) for x in xs], [layer(x).detach() for x in xs]
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv"])
-def test_it_finds_the_best_of_all_roundings_of_tiny_layers(kind):
-    """Outputs of three weights each, whose inputs are strongly correlated: round-to-nearest is often not the best.
+def test_it_finds_the_best_of_all_roundings_of_a_tiny_convolution():
+    """Three weights whose inputs are strongly correlated, where round-to-nearest is not the best.
 
     It may miss one now and then: a straight-through gradient sees one way at a time.
     """
-    count = 40
-    layer = nn.Linear(3, count) if kind == "linear" else nn.Conv2d(3, count, 1)
-    position = 2 * randn(count, 3, seed=3)
-    x = randn(4, 25, 3) @ (torch.eye(3) + 1.5)
-    xs = list(x.split(1)) if kind == "linear" else [s.transpose(1, 2).reshape(1, 3, 5, 5) for s in x.split(1)]
-
-    def errors(integers):  # [count, ways, 3] -> [count, ways]
-        off = integers.double() - position[:, None].double()
-        return (off @ x.reshape(-1, 3).double().T).square().mean(dim=2)
-
-    nearest = errors(position.round()[:, None])[:, 0]
-    step = nearest.rsqrt().float()[:, None].expand(count, 3)  # all outputs are equally wrong at the start
-    layer.weight.data = (position * step).reshape(layer.weight.shape)
-    start = Rounded(position=position.reshape(layer.weight.shape), step=step.reshape(layer.weight.shape), qmax=9)
-    learned = learn(layer, {"": start}, *problem(layer, xs), schedule())
-
-    best = errors(position.round()[:, None] + torch.tensor(list(itertools.product((-1, 0, 1), repeat=3)))).amin(dim=1)
-    after = errors(learned.positions[""].round().reshape(count, 1, 3))[:, 0]
-    assert learned.before == pytest.approx(1.0, rel=1e-4)
-    assert learned.after == pytest.approx(float((after / nearest).mean()), rel=1e-4)
-    assert (nearest < best * 1.001).sum() <= 0.75 * count
-    assert (after < best * 1.001).sum() >= 0.9 * count
+    ways, found, tried = torch.tensor(list(itertools.product((-1, 0, 1), repeat=3))).double(), 0, 0
+    for seed in range(10):
+        layer = nn.Conv2d(3, 1, 1)
+        layer.weight.data = 2 * randn(*layer.weight.shape, seed=seed)
+        weight, x = layer.weight.detach(), randn(8, 25, 3, seed=seed) @ (torch.eye(3) + 0.9)
+        off = weight.double().flatten().round() + ways - weight.double().flatten()
+        errors = (off @ x.reshape(-1, 3).double().T).square().mean(dim=1)
+        best, nearest = float(errors.min()), float(errors[len(ways) // 2])
+        if nearest < best * 1.01:
+            continue
+        xs = [sample.transpose(1, 2).reshape(1, 3, 5, 5) for sample in x.split(1)]
+        start = Rounded(position=weight, step=torch.ones_like(weight), qmax=7)
+        learned = learn(layer, {"": start}, *problem(layer, xs), schedule())
+        assert learned.before == pytest.approx(nearest, rel=1e-4)
+        assert best * 0.999 < learned.after <= learned.before
+        found, tried = found + (learned.after < best * 1.001), tried + 1
+    assert tried >= 4 and found >= tried - 1
 
 
 def test_the_error_is_that_of_the_hard_rounding_and_the_start_stays_when_nothing_is_better():
