@@ -47,6 +47,7 @@ class Config(Schema):
     unit: Literal["layer", "block"] = Field("block", description="What is learned at a time.")
     steps: PositiveInt = Field(300, description="Optimizer steps for each unit.")
     whole_steps: NonNegativeInt = Field(0, description="Steps for all units together, after the last one.")
+    whole_lr: float = Field(0.004, gt=0, lt=1, description="Largest learning rate of these steps.")
     lr: float = Field(0.04, gt=0, lt=1, description="Largest learning rate (Adam, cosine), in units of the scales.")
     dampening: float = Field(0.1, ge=0, description="How much weights are drawn to the nearest integer at the end.")
     batch: PositiveInt = Field(2, description="Calibration inputs per step.")
@@ -130,7 +131,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     todo = _todo(stage, layers, inputs, config)
     for number, (unit, steps) in enumerate(todo):
         stage.progress(number, len(todo), unit.name or TOGETHER)
-        schedule = _schedule(config, steps, stage.seed * len(todo) + number)
+        schedule = _schedule(config, unit, steps, stage.seed * len(todo) + number)
         file = stage.scratch / f"unit-{number:03}.safetensors"
         if not file.exists():
             _write(file, _learn_unit(module, result, unit, inputs, rounding, schedule))
@@ -202,7 +203,7 @@ def _descend(
 
 def _distance(positions: Sequence[Tensor]) -> Tensor:
     """Mean squared distance to the nearest integer; 1 where all are as far as can be."""
-    off = sum((p - p.detach().round()).square().sum() for p in positions)
+    off = torch.stack([(p - p.detach().round()).square().sum() for p in positions]).sum()
     return 4 * off / sum(p.numel() for p in positions)
 
 
@@ -245,8 +246,9 @@ def _learn_unit(
     return replace(learned, positions={n: learned.positions[unit.inside(n)] for n in unit.layers})
 
 
-def _schedule(config: Config, steps: int, seed: int) -> Schedule:
-    return Schedule(steps=steps, lr=config.lr, batch=config.batch, seed=seed, dampening=config.dampening)
+def _schedule(config: Config, unit: Unit, steps: int, seed: int) -> Schedule:
+    lr = config.lr if unit.name else config.whole_lr
+    return Schedule(steps=steps, lr=lr, batch=config.batch, seed=seed, dampening=config.dampening)
 
 
 def _todo(stage: StageInput, layers: Mapping[str, nn.Module], inputs: Inputs, config: Config) -> list[tuple[Unit, int]]:
