@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt
 
 from compress.components import build, kind_of
 from compress.errors import UserError
-from compress.nn.structure import ChannelGroup, take_channels
+from compress.nn.structure import ChannelGroup, FixedChannels, take_channels
 from compress.records import Achieved, Arch, Needs, Prediction, Skipped, StageInput, StageResult
 from compress.schema import Schema
 
@@ -59,7 +59,9 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     new_arch = Arch(kind=arch.kind, config=kind.with_widths(arch.config, widths))
     module = build(new_arch)
     module.load_state_dict(take_channels(state, groups, kept))
-    achieved_widths = {g.name: g.width for g in kind.channel_groups(new_arch.config)}
+    fixed = (kind.fixed_channels or _none)(arch.config)
+    achieved_widths = {f.name: f.width for f in (kind.fixed_channels or _none)(new_arch.config)}  # one channel is left
+    achieved_widths |= {g.name: g.width for g in kind.channel_groups(new_arch.config)}
     cut = [g for g in groups if g.name in widths]
     before, after = sum(g.width for g in cut), sum(achieved_widths[g.name] for g in cut)
     asked = sum(g.width * config.ratio for g in cut)
@@ -76,8 +78,13 @@ def apply(stage: StageInput, config: Config) -> StageResult:
                 met=abs(before - after - asked) <= step and after < before,
             ),
         ),
-        skipped=tuple(
-            Skipped(name=g.name, reason=_why_untouched(g, config)) for g in groups if achieved_widths[g.name] == g.width
+        skipped=(
+            *(
+                Skipped(name=g.name, reason=_why_untouched(g, config))
+                for g in groups
+                if achieved_widths[g.name] == g.width
+            ),
+            *(Skipped(name=f.name, reason=f.reason) for f in fixed),
         ),
     )
 
@@ -128,6 +135,10 @@ def keep_evenly(scores: Float[torch.Tensor, " width"], keep: int, norm_groups: i
     rows = scores.reshape(norm_groups, -1)
     best = rows.topk(keep // norm_groups, dim=1).indices.sort(dim=1).values
     return (best + torch.arange(norm_groups)[:, None] * rows.shape[1]).reshape(-1)
+
+
+def _none(config: object) -> tuple[FixedChannels, ...]:
+    return ()
 
 
 def _why_untouched(group: ChannelGroup, config: Config) -> str:
