@@ -17,19 +17,19 @@ from compress.errors import UserError
 from compress.nn.batches import split
 from compress.records import Arch, Inputs
 
-By = Literal["layer", "block", "whole"]
+By = Literal["layer", "block"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """A submodule (the component itself where the name is empty) and the layers in it, named from the component."""
+    """A submodule and the layers in it, all named from the component; one layer alone is a unit of its own name."""
 
     name: str
     layers: tuple[str, ...]
 
     def inside(self, layer: str) -> str:
         """A layer's name as seen from the unit; empty for the unit itself."""
-        return layer.removeprefix(self.name).removeprefix(".") if self.name else layer
+        return layer.removeprefix(self.name).removeprefix(".")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,8 +53,6 @@ def units(arch: Arch, module: nn.Module, layers: Iterable[str], inputs: Inputs, 
     layers = tuple(layers)
     blocks = [block.name for block in kind_of(arch.kind).blocks(arch.config)] if by == "block" else []
     order = _calls_in_order(module, layers, inputs)
-    if by == "whole":
-        return (Unit(name="", layers=tuple(order)),)
     grouped: dict[str, list[str]] = {}
     for layer in order:
         name = next((block for block in blocks if layer.startswith(f"{block}.")), layer)

@@ -6,7 +6,7 @@ Differs: rounding is learned through a straight-through estimator (Bengio et al.
 in units of their scale, not through a rectified sigmoid with a penalty: that gains more in some hundred steps, and a
 weight may move by more than one integer. Towards the end weights are drawn to the integer that they are near
 (dampening, Nagel et al. 2022, arXiv:2203.11086, section 4.1). A unit keeps what it learned only where that lowers the
-error over all calibration inputs; optionally all units are learned together at the end, against the final output.
+error over all calibration inputs.
 Cost: per unit two passes of the calibration inputs up to it, and `steps` times one forward and backward pass of the
 unit on `batch` of them; its inputs and outputs for all samples, and five times its weights, are in memory.
 """
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -35,7 +35,6 @@ from compress.records import Inputs, Needs, Prediction, StageInput, StageResult
 from compress.schema import Schema
 
 NEEDS = Needs.STATISTICS
-TOGETHER = "all units together"
 
 
 class Config(Schema):
@@ -46,8 +45,6 @@ class Config(Schema):
     clip: bool = Field(True, description="Search the weights' clipping point with the least squared error.")
     unit: Literal["layer", "block"] = Field("block", description="What is learned at a time.")
     steps: PositiveInt = Field(300, description="Optimizer steps for each unit.")
-    whole_steps: NonNegativeInt = Field(0, description="Steps for all units together, after the last one.")
-    whole_lr: float = Field(0.004, gt=0, lt=1, description="Largest learning rate of these steps.")
     lr: float = Field(0.04, gt=0, lt=1, description="Largest learning rate (Adam, cosine), in units of the scales.")
     dampening: float = Field(0.1, ge=0, description="How much weights are drawn to the nearest integer at the end.")
     batch: PositiveInt = Field(2, description="Calibration inputs per step.")
@@ -128,10 +125,10 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     scales = {name: _scale(layer, grids[name], config) for name, layer in layers.items()}
     rounding = {name: _start(layer, grids[name], scales[name]) for name, layer in layers.items()}
     result, gains = module, {}
-    todo = _todo(stage, layers, inputs, config)
-    for number, (unit, steps) in enumerate(todo):
-        stage.progress(number, len(todo), unit.name or TOGETHER)
-        schedule = _schedule(config, unit, steps, stage.seed * len(todo) + number)
+    todo = units(stage.variant.arch, module, layers, inputs, config.unit)
+    for number, unit in enumerate(todo):
+        stage.progress(number, len(todo), unit.name)
+        schedule = _schedule(config, stage.seed * len(todo) + number)
         file = stage.scratch / f"unit-{number:03}.safetensors"
         if not file.exists():
             _write(file, _learn_unit(module, result, unit, inputs, rounding, schedule))
@@ -139,7 +136,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
         rounding |= {n: replace(rounding[n], position=p) for n, p in learned.positions.items()}
         swaps = {n: weight_grids.swapped(layers[n], grids[n], rounding[n].integers(), scales[n]) for n in unit.layers}
         result = replaced(result, swaps)
-        gains[unit.name or TOGETHER] = 10 * log10(learned.before / learned.after) if learned.after > 0 else 0.0
+        gains[unit.name] = 10 * log10(learned.before / learned.after) if learned.after > 0 else 0.0
     result = result.requires_grad_(False).eval()
     return StageResult(
         arch=stage.variant.arch,
@@ -241,22 +238,14 @@ def _learn_unit(
         schedule,
     )
     if not isfinite(learned.before):
-        where = unit.name or TOGETHER
-        raise UserError(f"quantize.adaround: the error of {where} is not finite; check weights and calibration inputs")
+        raise UserError(
+            f"quantize.adaround: the error of {unit.name} is not finite; check weights and calibration inputs"
+        )
     return replace(learned, positions={n: learned.positions[unit.inside(n)] for n in unit.layers})
 
 
-def _schedule(config: Config, unit: Unit, steps: int, seed: int) -> Schedule:
-    lr = config.lr if unit.name else config.whole_lr
-    return Schedule(steps=steps, lr=lr, batch=config.batch, seed=seed, dampening=config.dampening)
-
-
-def _todo(stage: StageInput, layers: Mapping[str, nn.Module], inputs: Inputs, config: Config) -> list[tuple[Unit, int]]:
-    arch, module = stage.variant.arch, stage.variant.module
-    found = [(unit, config.steps) for unit in units(arch, module, layers, inputs, config.unit)]
-    if config.whole_steps:
-        found += [(unit, config.whole_steps) for unit in units(arch, module, layers, inputs, "whole")]
-    return found
+def _schedule(config: Config, seed: int) -> Schedule:
+    return Schedule(steps=config.steps, lr=config.lr, batch=config.batch, seed=seed, dampening=config.dampening)
 
 
 def _scale(layer: weight_grids.Layer, grid: weight_grids.Grid, config: Config) -> Tensor:
