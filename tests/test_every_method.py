@@ -21,7 +21,7 @@ SAMPLES = {  # small, quick configurations; a method without an entry is tested 
     "distill.feature": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
     "distill.qat": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
     "quantize.half": {"dtype": "bfloat16"},
-    "quantize.palette": {"bits": 5, "channels": 4},
+    "quantize.palette": {"bits": 5, "channels": 4, "weighted": True},
     "quantize.rtn": {"bits": 4, "clip": False},
     "quantize.smooth": {"observer": "min_max", "clip": False},
     "quantize.static": {"observer": "min_max", "clip": False},
