@@ -38,7 +38,7 @@ class Config(Schema):
         None, description="Output channels that share a table; left out, one table for a whole layer."
     )
     weighted: bool = Field(
-        True, description="Weigh errors by the energy of the activation that each weight is multiplied with."
+        False, description="Weigh errors by the energy of the activation that each weight is multiplied with."
     )
     batch: PositiveInt = Field(2, description="Calibration inputs run at once, for weighted.")
     exclude: tuple[str, ...] = Field((), description="Layers to leave in float: names with * and ? wildcards.")
