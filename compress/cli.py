@@ -7,14 +7,17 @@ import sys
 import traceback
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from cyclopts import App, CycloptsError
 
 from compress.errors import UserError
 
 COMMANDS = ("check", "plan", "run", "gate", "report", "methods", "doctor", "schema")
+MODELS = ("list", "show", "convert")
+MODULES = ("commands", "model_commands")  # a command is a function of one of them
 GROUPS = {
-    "models": ("List the components that come with mdcompress, and what each costs.", ("list", "show")),
+    "models": ("Components: what comes with mdcompress, what each costs, other libraries' folders.", MODELS),
     "zoo": ("A folder of variants that passed their gates.", ("add", "list", "show", "verify")),
 }
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -32,12 +35,12 @@ def application() -> App:
         suppress_keyboard_interrupt=False,  # main says what to do next
     )
     for key, name in enumerate(COMMANDS):
-        app.command(f"compress.commands:{name}", name=name, help=lines[name], sort_key=key)
+        app.command(lines[name].target, name=name, help=lines[name].text, sort_key=key)
     for key, (group, (text, names)) in enumerate(GROUPS.items(), start=len(COMMANDS)):
         nested = App(name=group, help=text, sort_key=key)
         for name in names:
-            function = f"{group}_{name}"
-            nested.command(f"compress.commands:{function}", name=name, help=lines[function])
+            line = lines[f"{group}_{name}"]
+            nested.command(line.target, name=name, help=line.text)
         app.command(nested)
     return app
 
@@ -49,11 +52,23 @@ def _version() -> str:
         return "not installed"
 
 
-def _help_lines() -> dict[str, str]:
-    """The first line of each command's docstring, read from the source: importing it would cost seconds."""
-    tree = ast.parse(Path(__file__).with_name("commands.py").read_text(encoding="utf-8"))
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    return {f.name: (ast.get_docstring(f) or "").partition("\n")[0] for f in functions}
+class Line(NamedTuple):
+    """Where a command is, and the first line of its docstring."""
+
+    target: str
+    text: str
+
+
+def _help_lines() -> dict[str, Line]:
+    """Every command's line, read from the source: importing it would cost seconds."""
+    found = {}
+    for module in MODULES:
+        tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
+        for f in tree.body:
+            if isinstance(f, ast.FunctionDef):
+                text = (ast.get_docstring(f) or "").partition("\n")[0]
+                found[f.name] = Line(target=f"compress.{module}:{f.name}", text=text)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:

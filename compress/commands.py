@@ -3,14 +3,12 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from compress.errors import UserError
-
-if TYPE_CHECKING:
-    from compress.plan import Plan
+from compress.given import NOTHING, Given, planned
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for scripts.")]
 
@@ -44,24 +42,22 @@ def check(*recipes: str, as_json: Json = False) -> int:
     return 2 if any(result["mistakes"] for result in results) else 0
 
 
-def plan(recipe: str, *, images: Path | None = None, checkpoint: Path | None = None, as_json: Json = False) -> int:
+def plan(recipe: str, *, given: Given = NOTHING, as_json: Json = False) -> int:
     """Show what a recipe will do and what it will cost, before anything runs.
 
     Parameters
     ----------
     recipe
         A recipe file, or the name of one that comes with mdcompress.
-    images
-        A folder of photographs instead of the recipe's source.
-    checkpoint
-        A component folder (arch.json, weights.safetensors) instead of the preset.
+    given
+        Photographs, a checkpoint or code of your own in the place of the recipe's.
     as_json
         Print JSON, for scripts.
     """
     from compress import drawing
     from compress.store import Store, default_root
 
-    made = _make_plan(recipe, images, checkpoint)
+    made = planned(recipe, given)
     if as_json:
         _print_json(made.to_json())
         return 0
@@ -84,8 +80,7 @@ def run(
     *,
     out: Path,
     zoo: Path | None = None,
-    images: Path | None = None,
-    checkpoint: Path | None = None,
+    given: Given = NOTHING,
     as_json: Json = False,
 ) -> int:
     """Run a recipe: stages, gates, exports, gates on each file, zoo entry. Stopped at any moment, it resumes.
@@ -98,10 +93,8 @@ def run(
         The run directory: verdicts.json, report.html, variant/, artifacts/.
     zoo
         Where the entry goes; by default zoo/ in the run directory.
-    images
-        A folder of photographs instead of the recipe's source.
-    checkpoint
-        A component folder (arch.json, weights.safetensors) instead of the preset.
+    given
+        Photographs, a checkpoint or code of your own in the place of the recipe's.
     as_json
         Print the verdicts as JSON, and progress to the error stream.
     """
@@ -112,7 +105,7 @@ def run(
 
     console = drawing.console(stderr=as_json)
     with console.status("planning: photographs, digests, costs"):
-        made = _make_plan(recipe, images, checkpoint)
+        made = planned(recipe, given)
     with drawing.Drawer(console) as drawer:
         outcome = run_plan(
             made,
@@ -133,9 +126,7 @@ def run(
     return 0 if outcome.passed else 1
 
 
-def gate(
-    path: Path, *, recipe: str, images: Path | None = None, checkpoint: Path | None = None, as_json: Json = False
-) -> int:
+def gate(path: Path, *, recipe: str, given: Given = NOTHING, as_json: Json = False) -> int:
     """Judge a variant folder or an exported file by a recipe's gates, against the recipe's component.
 
     Parameters
@@ -144,10 +135,8 @@ def gate(
         A variant folder (arch.json, weights.safetensors), a run directory, or an exported file.
     recipe
         The recipe whose gates and photographs are used.
-    images
-        A folder of photographs instead of the recipe's source.
-    checkpoint
-        The folder of the component to judge against, instead of the preset.
+    given
+        Photographs, and the component to judge against, in the place of the recipe's.
     as_json
         Print JSON, for scripts.
     """
@@ -155,7 +144,7 @@ def gate(
     from compress.standalone_gate import judge_path
     from eval import gates
 
-    made = _make_plan(recipe, images, checkpoint)
+    made = planned(recipe, given)
     with drawing.Drawer(drawing.console(stderr=True)) as drawer:
         verdicts = judge_path(path, made, drawer)
     if as_json:
@@ -220,49 +209,6 @@ def methods(name: str | None = None, *, as_json: Json = False) -> int:
         console.print(f"{label.capitalize()}: {getattr(described, label)}", highlight=False)
     options = [(o.name, o.type, "required" if o.default is None else o.default, o.help) for o in described.options]
     console.print(drawing.table(("option", "type", "default", ""), options))
-    return 0
-
-
-def models_list(*, as_json: Json = False) -> int:
-    """List the components that come with mdcompress, what each costs, and whether it is trained.
-
-    Parameters
-    ----------
-    as_json
-        Print {name: {"parameters": ..., "macs": ..., "weights": ...}} as JSON.
-    """
-    from compress import drawing, model_tables
-
-    found = model_tables.listed()
-    if as_json:
-        _print_json(found)
-    else:
-        drawing.console().print(model_tables.list_table(found))
-    return 0
-
-
-def models_show(name: str, *, pixels: int = 256, layers: bool = False, as_json: Json = False) -> int:
-    """Show what a component costs: parameters, MACs, activations, bytes at each precision, per block or layer.
-
-    Parameters
-    ----------
-    name
-        A component, e.g. md-tiny/decoder.
-    pixels
-        Side of the image that MACs and activations are counted for.
-    layers
-        One row per layer instead of one per block.
-    as_json
-        Print {"parameters": ..., "macs": ..., "blocks": [...], "layers": [...], ...} as JSON.
-    """
-    from compress import drawing, model_tables
-
-    shown = model_tables.shown(name, pixels)
-    if as_json:
-        _print_json(shown)
-    else:
-        drawing.console().print(model_tables.part_table(shown["layers" if layers else "blocks"]))
-        drawing.console().print(model_tables.totals(shown), highlight=False)
     return 0
 
 
@@ -377,14 +323,6 @@ def schema() -> int:
 
     _print_json(json_schema())
     return 0
-
-
-def _make_plan(recipe: str, images: Path | None, checkpoint: Path | None) -> "Plan":
-    from compress.plan import make_plan, with_images
-    from compress.recipe import find, read_recipe
-
-    read = read_recipe(find(recipe))
-    return make_plan(read if images is None else with_images(read, images), checkpoint=checkpoint)
 
 
 def _print_json(data: Any) -> None:

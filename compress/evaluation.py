@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compress import feeds
-from compress.components import kind_of, read_arch
+from compress.components import kind_of, load_variant, read_arch
 from compress.errors import UserError
 from compress.nn.batches import outputs
 from compress.nn.cost import Cost
@@ -79,8 +79,12 @@ class Measured:
 
 def feed_of(plan: Plan) -> Feed:
     """The feed of the plan's component, its companions loaded."""
-    kind = kind_of(read_arch(plan.teacher).kind)
-    return cast("Feed", feeds.of(kind).feed(plan.recipe.data, plan.companions, plan.recipe.seed))
+    kind = kind_of(read_arch(plan.teacher, plan.origins).kind)
+
+    def load(companion: str) -> nn.Module:
+        return load_variant(plan.companions[companion], origins=plan.origins).module
+
+    return cast("Feed", feeds.of(kind).feed(plan.recipe.data, load, plan.recipe.seed))
 
 
 def prepare(feed: Feed, teacher: nn.Module) -> Photographs:

@@ -154,7 +154,7 @@ def _file(store: Store, item: PlannedExport, source: Source, example: Inputs) ->
     """The exported file, from the store if it was made before."""
     exporter = registry.load(f"export.{item.format}")
     name = source.variant.component.rpartition("/")[2] + exporter.SUFFIX
-    metadata = source.metadata | {"input": "latents, on the encoder's own scale", "output": "image, RGB in [0, 1]"}
+    metadata = source.metadata | {"input": "the diffusion UNet's latents", "output": "image, RGB in [0, 1]"}
     key = key_of(
         {
             "export": item.format,

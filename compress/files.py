@@ -7,11 +7,12 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError
+
+if TYPE_CHECKING:
+    import torch  # sampling from exported files has none
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -57,12 +58,12 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None) -> None:
     """safetensors, in sorted order: same tensors, same bytes."""
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
-    data = save({name: tensors[name].detach().contiguous() for name in sorted(tensors)})
-    write_bytes(path, data)
+    ordered = {name: tensors[name].detach().contiguous() for name in sorted(tensors)}
+    write_atomically(path, lambda temporary: save_file(ordered, temporary, dict(metadata) if metadata else None))
 
 
 def read_json(path: Path) -> Any:

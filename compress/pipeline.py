@@ -70,7 +70,7 @@ def run_plan(plan: Plan, *, store: Store, out: Path, zoo: Path, emit: Emit, reci
         emit(Event(kind="cached", name="gates, files and report", text=str(out)))
         return _outcome_on_disk(run, plan, zoo)
     _refuse_taken_name(plan, zoo)
-    teacher = load_variant(plan.teacher, plan.recipe.component)
+    teacher = load_variant(plan.teacher, plan.recipe.component, origins=plan.origins)
     run.begin(digest=plan.digest, key=plan.variant_key, recipe_text=recipe_text, plan=plan.to_json())
     feed = evaluation.feed_of(plan)
     job = Job(plan=plan, store=store, run=run, teacher=teacher, feed=feed, tell=run.noting(emit))
@@ -101,7 +101,7 @@ def _run_stages(job: Job) -> list[Ran]:
             job.tell(Event(kind="finished", name=name, seconds=round(time.monotonic() - started, 1)))
         ran.append(
             Ran(
-                variant=load_variant(folder, plan.recipe.component),
+                variant=load_variant(folder, plan.recipe.component, origins=plan.origins),
                 key=stage.key,
                 method=stage.method,
                 config=stage.config.model_dump(mode="json"),

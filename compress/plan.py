@@ -11,13 +11,14 @@ from torch import nn
 
 from compress import feeds, registry
 from compress import recipe as recipes
-from compress.components import find, kind_of, read_arch, weights_of
+from compress.components import check_variant, files_of, find, kind_of, read_arch
 from compress.errors import UserError
 from compress.files import sha256
 from compress.nn import cost
 from compress.nn.affine import scale_count
 from compress.nn.qmodules import quantizable
 from compress.nn.structure import example_inputs
+from compress.own_code import Code
 from compress.recipe import PlannedConfig, Recipe
 from compress.records import Arch, Needs, Prediction
 from compress.store import code_digest, key_of
@@ -63,6 +64,7 @@ class Plan:
     stages: tuple[PlannedStage, ...]
     calibration_digest: str
     evaluation_digest: str
+    origins: tuple[Any, ...] = ()  # code of somebody's own that may build components
 
     @property
     def variant_key(self) -> str:
@@ -108,17 +110,20 @@ def with_images(recipe: Recipe, folder: Path) -> Recipe:
     )
 
 
-def make_plan(recipe: Recipe, *, checkpoint: Path | None = None) -> Plan:
-    """Resolve a recipe against its component, its data and its methods.
+def make_plan(recipe: Recipe, *, checkpoint: Path | None = None, code: Code | None = None) -> Plan:
+    """Resolve a recipe against its component (or the code named instead of it), its data and its methods.
 
     Raises:
         UserError: an unknown component, a method that cannot do what is asked, a format that cannot hold the result.
         DataError: the photographs cannot be had.
     """
-    teacher = find(recipe.component, checkpoint)
-    arch = read_arch(teacher)
-    weights_of(teacher)
-    companions = _companions(recipe, arch, checkpoint)
+    code = code or Code(teacher=None, companion=None, origins=())
+    teacher = code.teacher or find(recipe.component, checkpoint)
+    arch = read_arch(teacher, code.origins)
+    check_variant(teacher, code.origins)
+    companions = _companions(recipe, arch, checkpoint, code)
+    for companion in companions.values():
+        check_variant(companion, code.origins)
     digests, pixels = feeds.of(kind_of(arch.kind)).digests(recipe.data), recipe.data.evaluation.size
     teacher_key = key_of(
         {"teacher": _folder_digest(teacher), "companions": {n: _folder_digest(f) for n, f in companions.items()}}
@@ -144,17 +149,18 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None) -> Plan:
         stages=tuple(stages),
         calibration_digest=digests["calibration"],
         evaluation_digest=digests["evaluation"],
+        origins=code.origins,
     )
 
 
-def _companions(recipe: Recipe, arch: Arch, checkpoint: Path | None) -> dict[str, Path]:
+def _companions(recipe: Recipe, arch: Arch, checkpoint: Path | None, code: Code) -> dict[str, Path]:
     """The folders of the components that the feed runs, found beside the component."""
     kind = kind_of(arch.kind)
     if kind.feed is None:
         raise UserError(f"component: {recipe.component} is a {arch.kind}; recipes do not compress these so far")
     feed, family = feeds.of(kind), recipe.component.rpartition("/")[0]
-    found = {leaf: find(f"{family}/{leaf}", checkpoint) for leaf in feed.COMPANIONS}
-    archs = {leaf: read_arch(folder) for leaf, folder in found.items()}
+    found = {leaf: code.companion or find(f"{family}/{leaf}", checkpoint) for leaf in feed.COMPANIONS}
+    archs = {leaf: read_arch(folder, code.origins) for leaf, folder in found.items()}
     for leaf, companion in archs.items():
         if companion.kind.rpartition(".")[2] != leaf:
             raise UserError(
@@ -179,7 +185,9 @@ def _check_exports(recipe: Recipe, prediction: Prediction) -> None:
 
 
 def _folder_digest(folder: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in (folder / "arch.json", weights_of(folder))}
+    """What a component is read from; two parts of one file differ in their name."""
+    files = {path.name: sha256(path) for path in files_of(folder)}
+    return files if "arch.json" in files else files | {"part": folder.name}
 
 
 def _stage_key(stage: PlannedConfig, method: Any, parent: str, seed: int, data: dict[str, str]) -> str:

@@ -27,7 +27,7 @@ def judge_path(path: Path, plan: Plan, tell: Emit) -> tuple[gates.Verdict, ...]:
             f"{path}: nothing to judge; give a variant folder (arch.json), a run directory, or an exported file"
         )
     tell(Event(kind="started", name="decoding the teacher's pictures"))
-    teacher = load_variant(plan.teacher, plan.recipe.component)
+    teacher = load_variant(plan.teacher, plan.recipe.component, origins=plan.origins)
     photographs = evaluation.prepare(evaluation.feed_of(plan), teacher.module)
     metrics = evaluation.image_metrics(evaluation.specs(plan.recipe.gates))
     tell(Event(kind="started", name="measuring and timing"))
@@ -36,7 +36,7 @@ def judge_path(path: Path, plan: Plan, tell: Emit) -> tuple[gates.Verdict, ...]:
         reference = teacher_file(plan, Store(default_root()), format_name, teacher, take(photographs.inputs, 0, 1))
         of_teacher = evaluation.measure(photographs, photographs.reference, metrics, "ground_truth")
         return judge_file(plan, path, reference, photographs, of_teacher).verdicts
-    variant = load_variant(folder)
+    variant = load_variant(folder, origins=plan.origins)
     of_teacher = evaluation.measure(photographs, photographs.reference, metrics, "ground_truth")
     return _judge_variant(variant, teacher, plan, photographs, of_teacher)
 

@@ -94,7 +94,7 @@ def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | f
         "latency_runtime": first.latency.runtime,
         "variant_key": plan.variant_key,
         "recipe_sha256": plan.digest,
-        "input": f"latents, float32 {list(measured.photographs.inputs[0][:1].shape)}, on the encoder's own scale",
+        "input": f"the diffusion UNet's latents, float32 {list(measured.photographs.inputs[0][:1].shape)}",
         "output": f"image, float32 {list(measured.photographs.truth[:1].shape)}, RGB in [0, 1]",
     }
     for metric in ("psnr", "ssim", "lpips"):

@@ -21,8 +21,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("compress", "calibration", "eval")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
-TALKS = {"compress/cli.py", "compress/commands.py"}  # the rooms that print, and that answer for every error
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "recipes/README.md")
+TALKS = {
+    "compress/cli.py",
+    "compress/commands.py",
+    "compress/model_commands.py",
+}  # the rooms that print, and that answer for every error
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/checkpoints.md")
 MOST_LINES = 400
 
 

@@ -1,19 +1,22 @@
 """A component on disk: arch.json, weights.safetensors; for variants also quantization.json and lineage.json.
 
-Presets, teachers and variants all have this one layout, so whatever reads one reads all. Nothing is pickled.
+Presets, teachers and variants all have this one layout, so whatever reads one reads all. A path may also name a
+component of another library's folder (`_checkpoints`), which is then read in place. Nothing is pickled.
 """
 
-import json
-import struct
+from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from compress.components._checkpoints import Checkpoint, locate, part_of
 from compress.components._kinds import arch_from_json, arch_to_json, build, kind_of
 from compress.components._sidecars import read_lineage, read_quantization
+from compress.components._tensors import Entry, fill, header, misfits, refuse
 from compress.errors import UserError
 from compress.files import read_json, write_json, write_tensors
 from compress.nn.cost import Cost, measure
@@ -31,23 +34,28 @@ def names() -> list[str]:
 
 
 def find(component: str, checkpoint: Path | None = None) -> Path:
-    """The folder of a preset, or of the same component in a folder given instead.
+    """The folder of a preset, or the path that names the same component in a checkpoint given instead.
 
     Raises:
         UserError: neither exists; names what does.
     """
     if checkpoint is not None:
         leaf = component.rpartition("/")[2]
-        folder = checkpoint / leaf if (checkpoint / leaf / "arch.json").exists() else checkpoint
-        if not (folder / "arch.json").exists():
+        ours = next((p for p in (checkpoint / leaf, checkpoint) if (p / "arch.json").exists()), None)
+        folder = ours or part_of(checkpoint, leaf)
+        if folder is None:
             raise UserError(
-                f"{checkpoint}: no arch.json here or in {leaf}/; a checkpoint has arch.json + weights.safetensors"
+                f"{checkpoint}: no arch.json here or in {leaf}/, and no config.json of a diffusers or transformers "
+                "folder; a checkpoint has one of them, and its weights as safetensors"
             )
         return folder
     if component not in names():
         close = get_close_matches(component, names(), n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"no component '{component}'{hint} (known: {', '.join(names()) or 'none'})")
+        raise UserError(
+            f"no component '{component}'{hint} (known: {', '.join(names()) or 'none'}); "
+            "a component of your own is given by its folder (--checkpoint) or by the code that makes it (--module)"
+        )
     return PRESETS / component
 
 
@@ -69,7 +77,8 @@ def weights_of(folder: Path) -> Path:
         name = folder.relative_to(PRESETS).as_posix()
         raise UserError(
             f"{name} is an architecture that comes without weights; give a folder that has them with "
-            f"--checkpoint FOLDER ({folder.name}/arch.json and {folder.name}/weights.safetensors in it)"
+            f"--checkpoint FOLDER ({folder.name}/arch.json and {folder.name}/weights.safetensors in it, or a folder of "
+            "diffusers or transformers)"
         )
     raise UserError(f"{path} does not exist; a component folder holds arch.json and weights.safetensors")
 
@@ -79,33 +88,85 @@ def has_weights(component: str) -> bool:
     return (find(component) / "weights.safetensors").exists()
 
 
-def read_arch(folder: Path) -> Arch:
-    """The architecture of a component folder; its weights are not opened."""
-    return arch_from_json(read_json(folder / "arch.json"), folder / "arch.json")
+def files_of(folder: Path) -> tuple[Path, ...]:
+    """Every file that a component's network is read from.
+
+    Raises:
+        UserError: weights are missing, or of a kind that is not read.
+    """
+    there = _foreign(folder)
+    if there is not None:
+        return there.files()
+    quantization = folder / "quantization.json"
+    return (folder / "arch.json", weights_of(folder), *([quantization] if quantization.exists() else []))
+
+
+def read_arch(folder: Path, origins: Sequence[Any] = ()) -> Arch:
+    """The architecture of a component folder; its weights are not opened, and no code runs that is not in `origins`."""
+    there = _foreign(folder)
+    if there is not None:
+        return there.arch
+    return arch_from_json(read_json(folder / "arch.json"), folder / "arch.json", origins)
 
 
 def component_cost(component: str, pixels: int) -> Cost:
-    """Parameters, MACs and bytes of a preset for one image of `pixels` x `pixels`, without loading its weights."""
-    arch = read_arch(find(component))
+    """`cost_of` a preset."""
+    return cost_of(read_arch(find(component)), pixels)
+
+
+def cost_of(arch: Arch, pixels: int) -> Cost:
+    """Parameters, MACs and bytes for one image of `pixels` x `pixels`, on the meta device: no weight is loaded."""
     kind = kind_of(arch.kind)
     with torch.device("meta"):
         module = kind.build(arch.config)
     return measure(module, example_inputs(kind, arch.config, pixels))
 
 
-def load_variant(folder: Path, component: str | None = None) -> Variant:
-    """Read a component folder.
+def load_variant(folder: Path, component: str | None = None, *, origins: Sequence[Any] = ()) -> Variant:
+    """Read a component: a component folder, or a path that names one in a diffusers or transformers folder.
+
+    Somebody's own code builds it only where it is among `origins`.
 
     Raises:
         UserError: a file is missing, truncated, of another architecture (tensors named), or holds NaN or Inf.
     """
-    arch = read_arch(folder)
-    weights = weights_of(folder)
-    module = _quantized_shape(build(arch), folder / "quantization.json")
-    _load_tensors(module, weights)
+    there, arch = _foreign(folder), read_arch(folder, origins)
+    module, found = _matched(folder, arch, there)
+    fill(module, found, *_source(folder, there))
     lineage = folder / "lineage.json"
     name, stages = read_lineage(lineage) if lineage.exists() else (folder.name, ())
     return Variant(component=component or name, arch=arch, module=module.requires_grad_(False).eval(), lineage=stages)
+
+
+def check_variant(folder: Path, origins: Sequence[Any] = ()) -> None:
+    """Whether a component's weights fit its configuration, by their headers: what takes milliseconds.
+
+    Raises:
+        UserError: as `load_variant`, but for NaN and Inf.
+    """
+    _matched(folder, read_arch(folder, origins), _foreign(folder))
+
+
+def _foreign(folder: Path) -> Checkpoint | None:
+    return None if (folder / "arch.json").exists() else locate(folder)
+
+
+def _source(folder: Path, there: Checkpoint | None) -> tuple[Path, str]:
+    """What a misfit is told of: the weights, and what describes them."""
+    return (there.files()[1], "config.json") if there else (weights_of(folder), "arch.json")
+
+
+def _matched(folder: Path, arch: Arch, there: Checkpoint | None) -> tuple[nn.Module, dict[str, Entry]]:
+    """The module on the meta device, and where each of its tensors lies."""
+    source, what = _source(folder, there)
+    with torch.device("meta"):
+        module = build(arch)
+        if there is None:
+            module = _quantized_shape(module, folder / "quantization.json")
+    expected = module.state_dict()
+    found = there.found(expected) if there else header(source)
+    refuse(misfits(expected, found, what), source, what)
+    return module, found
 
 
 def save_variant(variant: Variant, folder: Path) -> None:
@@ -129,72 +190,3 @@ def _quantized_shape(module: nn.Module, path: Path) -> nn.Module:
     if unknown:
         raise UserError(f"{path} names layers that arch.json does not build: {', '.join(unknown)}")
     return replaced(module, apply_map(module, layers))
-
-
-def _load_tensors(module: nn.Module, path: Path) -> None:
-    tensors = _read_tensors(path)
-    expected = module.state_dict()
-    problems = [f"missing tensor {name} {list(t.shape)}" for name, t in expected.items() if name not in tensors]
-    problems += [f"unexpected tensor {name} {list(t.shape)}" for name, t in tensors.items() if name not in expected]
-    problems += [
-        f"{name} is {list(tensors[name].shape)} in the file, {list(t.shape)} in arch.json"
-        for name, t in expected.items()
-        if name in tensors and tensors[name].shape != t.shape
-    ]
-    problems += [
-        f"{name} is {tensors[name].dtype} in the file, {t.dtype} expected"
-        for name, t in expected.items()
-        if name in tensors and tensors[name].is_floating_point() != t.is_floating_point()
-    ]
-    problems += [
-        f"{n} holds NaN or Inf" for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()
-    ]
-    if problems:
-        more = f"\n  ... and {len(problems) - 12} more" if len(problems) > 12 else ""
-        raise UserError(f"{path} does not fit its arch.json:\n  " + "\n  ".join(problems[:12]) + more)
-    module.load_state_dict({n: t.to(expected[n].dtype) for n, t in tensors.items()})
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        _check_length(path)
-        return load_file(path)
-    except (SafetensorError, struct.error, ValueError) as error:
-        raise UserError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from error
-
-
-def _check_length(path: Path) -> None:
-    """Compare the header's promise with the file's size, before anything is mapped."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        (header_bytes,) = struct.unpack("<Q", file.read(8))
-        if header_bytes > size - 8:
-            raise UserError(f"{path} is truncated: its header alone claims {header_bytes} bytes, the file has {size}")
-        promised = _end_of_data(json.loads(file.read(header_bytes)))
-    if promised + header_bytes + 8 != size:
-        raise UserError(
-            f"{path} is truncated or damaged: {promised + header_bytes + 8} bytes promised, {size} there; "
-            "copy or download it again"
-        )
-
-
-def _end_of_data(header: object) -> int:
-    """Where a safetensors header says that its data ends.
-
-    Raises:
-        ValueError: it is no such header.
-    """
-    if not isinstance(header, dict):
-        raise ValueError("the header is not a JSON object")
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    ends = [0]
-    for name, entry in entries.items():
-        match entry:
-            case {"data_offsets": [int(), int(end)]}:
-                ends.append(end)
-            case _:
-                raise ValueError(f"the header's entry '{name}' has no data_offsets")
-    return max(ends)

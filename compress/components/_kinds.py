@@ -2,7 +2,8 @@
 
 import importlib
 import pkgutil
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,18 @@ def build(arch: Arch) -> nn.Module:
 
 def arch_to_json(arch: Arch) -> dict[str, Any]:
     """What arch.json holds."""
-    return {"schema": 1, "kind": arch.kind, "config": asdict(arch.config)}
+    return {"schema": 1, "kind": arch.kind, "config": _written(arch.config)}
 
 
-def arch_from_json(data: Any, where: Path) -> Arch:
-    """The architecture of an arch.json.
+def _written(config: Any) -> dict[str, Any]:
+    """A configuration as plain data, without the fields that live in memory alone."""
+    unwritten = {f.name: None for f in fields(config) if not f.metadata.get("stored", True)}
+    written = asdict(replace(config, **unwritten))
+    return {name: value for name, value in written.items() if name not in unwritten}
+
+
+def arch_from_json(data: Any, where: Path, origins: Sequence[Any] = ()) -> Arch:
+    """The architecture of an arch.json; code that it names is bound to it only where it is among `origins`.
 
     Raises:
         UserError: not an architecture of a known kind; says which key is wrong.
@@ -48,18 +56,18 @@ def arch_from_json(data: Any, where: Path) -> Arch:
     if not isinstance(data, dict) or data.get("schema") != 1 or not isinstance(data.get("kind"), str):
         raise UserError(f"{where}: not an architecture file; it needs schema: 1, kind and config")
     try:
-        config_type = kind_of(data["kind"]).config
+        kind = kind_of(data["kind"])
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     try:
-        config: Any = TypeAdapter(config_type).validate_python(_tuples(data.get("config")))
+        config: Any = TypeAdapter(kind.config).validate_python(_tuples(data.get("config")))
     except ValidationError as error:
         lines = [f"{where}: {'.'.join(map(str, ('config', *e['loc'])))}: {e['msg']}" for e in error.errors()]
         raise UserError("\n".join(lines)) from error
-    unknown = _unknown_keys(data["config"], asdict(config))
+    unknown = _unknown_keys(data["config"], _written(config))
     if unknown:
         raise UserError(f"{where}: config has unknown keys: {', '.join(unknown)}")
-    return Arch(kind=data["kind"], config=config)
+    return Arch(kind=data["kind"], config=kind.bind(config, origins) if kind.bind else config)
 
 
 def _tuples(value: Any) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from compress.nn.attention import AttentionShape, LayerShape, Weighting
+from compress.nn.patches import Patch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +21,19 @@ class TransformerConfig:
 class BlockConfig:
     """A ResNet block and the transformer layers behind it.
 
-    `hidden` is the block's inner width; None says that the block was taken out and the stream passes.
+    `hidden` is the ResNet block's inner width. Where the block was taken out it is the patch in its place, or None:
+    then the stream passes, through the block's 1x1 shortcut if its channels change. So it is with each transformer
+    layer, and with a whole transformer.
     """
 
-    hidden: int | None
-    transformer: tuple[TransformerConfig, ...]
+    hidden: int | Patch | None
+    transformer: tuple[TransformerConfig | Patch, ...] | Patch
+
+    @property
+    def layers(self) -> tuple[tuple[int, TransformerConfig], ...]:
+        """The transformer layers that are left, with their places."""
+        found = enumerate(() if isinstance(self.transformer, str) else self.transformer)
+        return tuple((k, layer) for k, layer in found if isinstance(layer, TransformerConfig))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +60,20 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AddedConfig:
+    """What SDXL adds to the time step: a pooled text state, and numbers (sizes of the picture) as waves."""
+
+    width: int  # of both together
+    waves: int  # channels of each number
+    numbers: int = 6
+
+    @property
+    def pooled(self) -> int:
+        """Channels of the pooled text state."""
+        return self.width - self.numbers * self.waves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UNetConfig:
     """Everything needed to rebuild a diffusion UNet. Stages run in the order of computation."""
 
@@ -63,6 +86,7 @@ class UNetConfig:
     down: tuple[StageConfig, ...]
     mid: StageConfig | None  # its second ResNet block follows its first block's transformer
     up: tuple[StageConfig, ...]
+    added: AddedConfig | None = None
 
     def __post_init__(self) -> None:
         problems = _problems(self)
@@ -158,6 +182,9 @@ def _problems(config: UNetConfig) -> list[str]:
     problems = [f"{name} must be positive" for name in numbers if getattr(config, name) < 1]
     if config.grammar.depth_multiplier < 1:
         problems.append("grammar.depth_multiplier must be positive")
+    added = config.added
+    if added is not None and min(added.pooled, added.waves, added.numbers) < 1:
+        problems.append(f"added: width {added.width} leaves {added.pooled} channels for the text; all must be positive")
     problems += _topology(config)
     return problems or [problem for place in places(config) for problem in _block_problems(place, config)]
 
@@ -184,15 +211,18 @@ def _topology(config: UNetConfig) -> list[str]:
 
 def _block_problems(place: Place, config: UNetConfig) -> list[str]:
     block, stage, groups = place.block, place.stage, config.norm_groups
-    if block.hidden is None and place.in_channels != stage.width:
-        return [f"{place.resnet}: hidden: null, but it takes {place.in_channels} channels to {stage.width}"]
-    normed = [place.in_channels, block.hidden] if block.hidden is not None else []
-    problems = [
+    problems = []
+    if isinstance(block.hidden, str) and place.in_channels != stage.width:
+        problems.append(f"{place.resnet}: a patch cannot take {place.in_channels} channels to {stage.width}")
+    normed = [place.in_channels, block.hidden] if isinstance(block.hidden, int) else []
+    problems += [
         f"{place.resnet}: {width} channels are not a multiple of {groups} norm groups"
         for width in (*normed, stage.width)
         if width < 1 or width % groups
     ]
-    for k, layer in enumerate(block.transformer):
+    if not isinstance(block.transformer, str) and block.transformer and not block.layers:
+        problems.append(f"{place.attention}: patches alone; write the patch in the transformer's own place")
+    for k, layer in block.layers:
         sizes = (layer.self_heads, layer.cross_heads, layer.feed_forward)
         if min(sizes) < 0 or not any(sizes) or stage.head_dim < 1:
             problems.append(

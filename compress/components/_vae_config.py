@@ -7,22 +7,29 @@ Differs: every inner width is a number of its own, and a block that was pruned a
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+from compress.nn.patches import Patch
 
 PATCH = 8  # pixels per latent on each side: four levels, three halvings
+
+
+# A block by its inner width; or what stands in its place: a patch, or of a block with a 1x1 shortcut that alone.
+Inner = int | Patch | Literal["shortcut"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
     """One resolution: ResNet blocks on a stream of `width` channels, then the step to the next resolution.
 
-    `hidden` has the inner width of each block; a block that was pruned away is simply not in the list.
+    `hidden` has the inner width of each block; a block that was pruned away is not in the list, or a patch is.
     `step` is the width behind the upsampler (decoder) or downsampler (encoder), None at the last level.
     `entry` is the width in front of a first block that has a 1x1 shortcut from it to `width` (also where pruning made
     the two equal); None where the stream arrives at `width` and every shortcut is the identity.
     """
 
     width: int
-    hidden: tuple[int, ...]
+    hidden: tuple[Inner, ...]
     step: int | None
     entry: int | None = None
 
@@ -40,9 +47,9 @@ class Attention:
 class Mid:
     """The blocks at the latents' resolution: ResNet blocks (inner widths), attention or none, ResNet blocks."""
 
-    before: tuple[int, ...]
-    attention: Attention | None
-    after: tuple[int, ...]
+    before: tuple[Inner, ...]
+    attention: Attention | Patch | None
+    after: tuple[Inner, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +57,7 @@ class DecoderConfig:
     """Everything needed to rebuild an image decoder. Levels run from the latents' resolution to the image's.
 
     `quant_conv`: a 1x1 convolution on the latents. `image_range`: the network's own values of black and white.
-    `scaling_factor`: what the diffusion UNet's latents are, divided by the encoder's; recorded, not applied.
+    `scaling_factor` and `shift_factor`: latents in and out are the diffusion UNet's, (network's - shift) * scale.
     """
 
     latent_channels: int
@@ -61,6 +68,7 @@ class DecoderConfig:
     quant_conv: bool = False
     image_range: tuple[float, float] = (0.0, 1.0)
     scaling_factor: float = 1.0
+    shift_factor: float = 0.0
 
     def __post_init__(self) -> None:
         check(self, at_latents=0)
@@ -81,6 +89,7 @@ class EncoderConfig:
     quant_conv: bool = False
     image_range: tuple[float, float] = (0.0, 1.0)
     scaling_factor: float = 1.0
+    shift_factor: float = 0.0
 
     def __post_init__(self) -> None:
         check(self, at_latents=3)
@@ -98,6 +107,8 @@ def check(config: DecoderConfig | EncoderConfig, *, at_latents: int) -> None:
     low, high = config.image_range
     if not -math.inf < low < high < math.inf or not 0 < config.scaling_factor < math.inf:
         problems.append(f"image_range {low}..{high} must rise and scaling_factor {config.scaling_factor} be positive")
+    if not math.isfinite(config.shift_factor):
+        problems.append(f"shift_factor {config.shift_factor} must be a number")
     if len(config.levels) != 4 or any((level.step is None) != (i == 3) for i, level in enumerate(config.levels)):
         problems.append(f"{len(config.levels)} levels; an f8 autoencoder has 4, and only the last has step: null")
     before = None
@@ -118,9 +129,17 @@ def _problems_of_level(config: DecoderConfig | EncoderConfig, index: int, at_lat
     has_mid = config.mid is not None and index == at_latents
     if level.entry is not None and (index == 0 or not level.hidden):
         problems.append(f"levels.{index}: an entry needs a level before it and a ResNet block behind it")
-    # Where no norm sees the level's stream, its width is free.
-    normed = len(level.hidden) > (level.entry is not None) or index == len(config.levels) - 1 or has_mid
-    widths = [(level.width, normed), *((width, True) for width in (*level.hidden, level.entry) if width is not None)]
+    first = 0 if level.entry is None else 1
+    problems += [
+        f"levels.{index}: block {j} is '{inner}', but has {'no' if j >= first else 'a'} 1x1 shortcut"
+        for j, inner in enumerate(level.hidden)
+        if isinstance(inner, str) and (inner == "shortcut") != (j < first)
+    ]
+    # Where no norm sees the level's stream, its width is free; so is the entry's behind which only a shortcut is left.
+    normed = any(isinstance(x, int) for x in level.hidden[first:]) or index == len(config.levels) - 1 or has_mid
+    widths = [(level.width, normed), *((width, True) for width in level.hidden if isinstance(width, int))]
+    if level.entry is not None:
+        widths.append((level.entry, isinstance(level.hidden[0], int) if level.hidden else False))
     return problems + [
         f"levels.{index}: {_misfit(width, config.norm_groups)}"
         for width, is_normed in widths
@@ -134,10 +153,12 @@ def _problems_of_mid(config: DecoderConfig | EncoderConfig) -> list[str]:
     problems = [
         f"mid: {_misfit(width, config.norm_groups)}"
         for width in (*config.mid.before, *config.mid.after)
-        if width < 1 or width % max(config.norm_groups, 1)
+        if isinstance(width, int) and (width < 1 or width % max(config.norm_groups, 1))
     ]
+    if "shortcut" in (*config.mid.before, *config.mid.after):
+        problems.append("mid: its blocks have no 1x1 shortcut that could be left of them")
     attention = config.mid.attention
-    if attention is not None and min(attention.keys, attention.values, attention.scale_width) < 1:
+    if isinstance(attention, Attention) and min(attention.keys, attention.values, attention.scale_width) < 1:
         problems.append("mid.attention: keys, values and scale_width must be positive")
     if not (attention or config.mid.before or config.mid.after):
         problems.append("mid: holds nothing; write mid: null")

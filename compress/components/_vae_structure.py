@@ -3,15 +3,27 @@
 Source: dependency groups as in DepGraph (Fang et al. 2023, arXiv:2301.12900), written down instead of traced.
 Channels: the residual stream of each level (the mid block is on the stream of the level beside it), the entry of a
 level whose first block has a 1x1 shortcut, the inside of each ResNet block, and the keys and the values of attention.
-Blocks: all of them but those with a 1x1 shortcut, which are fixed: behind such a block the stream is another one.
+Blocks: all of them; of a block with a 1x1 shortcut, the shortcut stays, because behind it the stream is another one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from compress.components._vae_config import Attention, DecoderConfig, EncoderConfig, Level, Mid
-from compress.nn.structure import Block, ChannelGroup, ChannelSlice, Removal, norms, reads, writes
+from compress.components._vae_config import Attention, DecoderConfig, EncoderConfig, Inner, Level, Mid
+from compress.nn.patches import Patch
+from compress.nn.structure import (
+    Block,
+    ChannelGroup,
+    ChannelSlice,
+    Moves,
+    PatchSite,
+    Removal,
+    expanded,
+    norms,
+    reads,
+    writes,
+)
 
 Config = TypeVar("Config", DecoderConfig, EncoderConfig)
 Side = Literal["stream", "inner"]
@@ -29,12 +41,15 @@ def channel_groups(config: DecoderConfig | EncoderConfig) -> tuple[ChannelGroup,
         for j, hidden in enumerate(level.hidden):
             block = f"levels.{i}.resnets.{j}"
             if j == 0 and level.entry is not None:
-                entry = arriving + norms(f"{block}.norm1") + reads(f"{block}.conv1") + reads(f"{block}.shortcut")
+                entry, stream = arriving + reads(f"{block}.shortcut"), stream + writes(f"{block}.shortcut")
+                if isinstance(hidden, int):
+                    entry += norms(f"{block}.norm1") + reads(f"{block}.conv1")
+                    stream += writes(f"{block}.conv2")
                 groups.append(_group(f"levels.{i}.entry", "stream", level.entry, config.norm_groups, entry))
-                stream += writes(f"{block}.shortcut") + writes(f"{block}.conv2")
             else:
-                stream += norms(f"{block}.norm1") + reads(f"{block}.conv1") + writes(f"{block}.conv2")
-            groups.append(_inner(block, hidden, config.norm_groups))
+                stream += _on_stream(block, hidden)
+            if isinstance(hidden, int):
+                groups.append(_inner(block, hidden, config.norm_groups))
         last = i == len(config.levels) - 1
         stream += norms("norm_out") + reads("conv_out") if last else reads(f"levels.{i}.step.conv")
         groups.append(_group(f"levels.{i}.stream", "stream", level.width, config.norm_groups, stream))
@@ -47,6 +62,13 @@ def _group(name: str, kind: Side, width: int, norm_groups: int, slices: tuple[Ch
     return ChannelGroup(name=name, kind=kind, width=width, norm_groups=norm_groups if normed else 1, slices=slices)
 
 
+def _on_stream(block: str, inner: Inner) -> tuple[ChannelSlice, ...]:
+    """What a ResNet block with an identity shortcut, or its patch, does with the stream."""
+    if isinstance(inner, int):
+        return norms(f"{block}.norm1") + reads(f"{block}.conv1") + writes(f"{block}.conv2")
+    return writes(block) if inner == "affine" else reads(f"{block}.mix") + writes(f"{block}.mix")
+
+
 def _inner(block: str, hidden: int, norm_groups: int) -> ChannelGroup:
     slices = writes(f"{block}.conv1") + norms(f"{block}.norm2") + reads(f"{block}.conv2")
     return _group(f"{block}.hidden", "inner", hidden, norm_groups, slices)
@@ -57,24 +79,26 @@ def _beside_mid(config: DecoderConfig | EncoderConfig) -> int:
     return 0 if isinstance(config, DecoderConfig) else len(config.levels) - 1
 
 
-def _mid_resnets(mid: Mid) -> Iterator[tuple[str, int]]:
+def _mid_resnets(mid: Mid) -> Iterator[tuple[str, Inner]]:
     yield from ((f"mid.before.{j}", hidden) for j, hidden in enumerate(mid.before))
     yield from ((f"mid.after.{j}", hidden) for j, hidden in enumerate(mid.after))
 
 
 def _mid_stream(mid: Mid) -> tuple[ChannelSlice, ...]:
     slices: tuple[ChannelSlice, ...] = ()
-    for block, _ in _mid_resnets(mid):
-        slices += norms(f"{block}.norm1") + reads(f"{block}.conv1") + writes(f"{block}.conv2")
-    if mid.attention is not None:
+    for block, inner in _mid_resnets(mid):
+        slices += _on_stream(block, inner)
+    if isinstance(mid.attention, str):
+        slices += _on_stream("mid.attention", mid.attention)
+    elif mid.attention is not None:
         slices += norms("mid.attention.norm") + writes("mid.attention.out")
         slices += reads("mid.attention.q") + reads("mid.attention.k") + reads("mid.attention.v")
     return slices
 
 
 def _mid_groups(mid: Mid, norm_groups: int) -> list[ChannelGroup]:
-    groups = [_inner(block, hidden, norm_groups) for block, hidden in _mid_resnets(mid)]
-    if mid.attention is not None:
+    groups = [_inner(block, hidden, norm_groups) for block, hidden in _mid_resnets(mid) if isinstance(hidden, int)]
+    if isinstance(mid.attention, Attention):
         # A score is a sum over the keys' channels: queries and keys are cut together, and nothing else sees them.
         keys = writes("mid.attention.q") + writes("mid.attention.k")
         values = writes("mid.attention.v") + reads("mid.attention.out")
@@ -92,7 +116,7 @@ def with_widths(config: Config, widths: Mapping[str, int]) -> Config:
     if mid is not None:
         mid = Mid(
             before=tuple(widths.get(f"mid.before.{j}.hidden", h) for j, h in enumerate(mid.before)),
-            attention=None if mid.attention is None else _narrowed_attention(mid.attention, widths),
+            attention=_narrowed_attention(mid.attention, widths),
             after=tuple(widths.get(f"mid.after.{j}.hidden", h) for j, h in enumerate(mid.after)),
         )
     return replace(config, levels=levels, mid=mid)
@@ -107,7 +131,9 @@ def _narrowed(index: int, level: Level, widths: Mapping[str, int]) -> Level:
     )
 
 
-def _narrowed_attention(attention: Attention, widths: Mapping[str, int]) -> Attention:
+def _narrowed_attention(attention: Attention | Patch | None, widths: Mapping[str, int]) -> Attention | Patch | None:
+    if not isinstance(attention, Attention):
+        return attention
     return replace(
         attention,
         keys=widths.get("mid.attention.keys", attention.keys),
@@ -116,44 +142,96 @@ def _narrowed_attention(attention: Attention, widths: Mapping[str, int]) -> Atte
 
 
 def blocks(config: DecoderConfig | EncoderConfig) -> tuple[Block, ...]:
-    """Every ResNet block, and attention. One with a 1x1 shortcut is fixed; each level still has its own step."""
-    mid = [] if config.mid is None else [Block(name=name) for name, _ in _mid_resnets(config.mid)]
-    if config.mid is not None and config.mid.attention is not None:
-        mid.insert(len(config.mid.before), Block(name="mid.attention"))
-    found = [] if _beside_mid(config) else mid
-    for i, level in enumerate(config.levels):
-        for j in range(len(level.hidden)):
-            fixed = None
-            if j == 0 and level.entry is not None:
-                fixed = f"its 1x1 shortcut takes the stream from {level.entry} to {level.width} channels"
-            found.append(Block(name=f"levels.{i}.resnets.{j}", fixed=fixed))
-    return tuple(found + mid if _beside_mid(config) else found)
+    """Every ResNet block and attention, in the order in which they run; patches and lone shortcuts are none."""
+    mid = [] if config.mid is None else [name for name, inner in _mid_resnets(config.mid) if isinstance(inner, int)]
+    if config.mid is not None and isinstance(config.mid.attention, Attention):
+        mid.insert(sum(isinstance(inner, int) for inner in config.mid.before), "mid.attention")
+    found = [
+        f"levels.{i}.resnets.{j}"
+        for i, level in enumerate(config.levels)
+        for j, inner in enumerate(level.hidden)
+        if isinstance(inner, int)
+    ]
+    return tuple(Block(name=name) for name in (found + mid if _beside_mid(config) else mid + found))
+
+
+def units(config: DecoderConfig | EncoderConfig) -> tuple[Block, ...]:
+    """The ResNet blocks of each level, and the whole mid block; a level's own step between resolutions stays."""
+    names = [block.name for block in blocks(config)]
+    wholes = ["mid", *(f"levels.{i}.resnets" for i in range(len(config.levels)))]
+    inside = {whole: tuple(name for name in names if name.startswith(f"{whole}.")) for whole in wholes}
+    found = [Block(name=whole, unit="stage", takes=takes) for whole, takes in inside.items() if len(takes) > 1]
+    reason = "its step takes the stream to the next resolution; its ResNet blocks can go"
+    stepping = [i for i, level in enumerate(config.levels) if level.step is not None]
+    return tuple(found + [Block(name=f"levels.{i}", fixed=reason, unit="stage") for i in stepping])
 
 
 def without_blocks(config: Config, names: Sequence[str]) -> Removal:
-    """The configuration without these blocks; those behind a removed block move up in its level.
+    """The configuration without these blocks or units; those behind a removed block move up in its level.
+
+    Of a block with a 1x1 shortcut, that shortcut stays.
 
     Raises:
-        ValueError: a block is fixed.
+        ValueError: a name is none of theirs, or fixed.
     """
-    gone = set(names)
-    if fixed := [f"{b.name} cannot be removed: {b.fixed}" for b in blocks(config) if b.fixed and b.name in gone]:
-        raise ValueError("; ".join(fixed))
-    renamed: dict[str, str] = {}
+    return _removal(config, names, None)
 
-    def remaining(where: str, hidden: tuple[int, ...]) -> tuple[int, ...]:
-        kept = [j for j in range(len(hidden)) if f"{where}.{j}" not in gone]
-        renamed.update({f"{where}.{old}.": f"{where}.{new}." for new, old in enumerate(kept)})
-        return tuple(hidden[j] for j in kept)
 
-    levels = tuple(
-        replace(level, hidden=remaining(f"levels.{i}.resnets", level.hidden)) for i, level in enumerate(config.levels)
-    )
-    mid = config.mid
+def with_patches(config: Config, names: Sequence[str], patch: Patch) -> Removal:
+    """As `without_blocks`, but a patch stands in each block's place; it is added to a 1x1 shortcut where there is one.
+
+    Raises:
+        ValueError: a name is none of theirs, or fixed.
+    """
+    return _removal(config, names, patch)
+
+
+def _removal(config: Config, names: Sequence[str], patch: Patch | None) -> Removal:
+    gone, moves = expanded(names, blocks(config), lambda: units(config)), Moves()
+    levels = []
+    for i, level in enumerate(config.levels):
+        row = _Row(where=f"levels.{i}.resnets", width=level.width, projected=level.entry is not None)
+        levels.append(replace(level, hidden=_remaining(row, level.hidden, gone, patch, moves)))
+    mid, width = config.mid, config.levels[_beside_mid(config)].width
     if mid is not None:
-        attention = None if "mid.attention" in gone else mid.attention
         left = Mid(
-            before=remaining("mid.before", mid.before), attention=attention, after=remaining("mid.after", mid.after)
+            before=_remaining(_Row(where="mid.before", width=width), mid.before, gone, patch, moves),
+            attention=patch if "mid.attention" in gone else mid.attention,
+            after=_remaining(_Row(where="mid.after", width=width), mid.after, gone, patch, moves),
         )
+        if patch is not None and "mid.attention" in gone:
+            moves.patches.append(PatchSite(block="mid.attention", place="mid.attention", patch=patch, width=width))
         mid = left if left.before or left.after or left.attention else None
-    return Removal(config=replace(config, levels=levels, mid=mid), renamed=renamed)
+    return moves.removal(replace(config, levels=tuple(levels), mid=mid))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """ResNet blocks one after the other: where they are, their stream, and whether the first has a 1x1 shortcut."""
+
+    where: str
+    width: int
+    projected: bool = False
+
+
+def _remaining(
+    row: _Row, hidden: Sequence[Inner], gone: Collection[str], patch: Patch | None, moves: Moves
+) -> tuple[Inner, ...]:
+    """What is left of a row of blocks; where tensors move is noted in `moves`."""
+    left: list[Inner] = []
+    for j, inner in enumerate(hidden):
+        old, new = f"{row.where}.{j}", f"{row.where}.{len(left)}"
+        if old not in gone:
+            moves.renamed[f"{old}."] = f"{new}."
+            left.append(inner)
+        elif row.projected and j == 0:
+            shortcut = f"{old}.shortcut"
+            moves.kept.append(f"{shortcut}.")
+            left.append("shortcut")
+            if patch is not None:
+                site = PatchSite(block=old, place=new, patch="pointwise", width=row.width, shortcut=shortcut)
+                moves.patches.append(site)
+        elif patch is not None:
+            left.append(patch)
+            moves.patches.append(PatchSite(block=old, place=new, patch=patch, width=row.width))
+    return tuple(left)

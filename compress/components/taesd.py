@@ -16,7 +16,18 @@ from torch import nn
 from torch.nn import functional
 
 from compress.nn.blocks import Upsample
-from compress.nn.structure import Block, ChannelGroup, ChannelSlice, Kind, Removal, reads, writes
+from compress.nn.patches import Patch, map_patch
+from compress.nn.structure import (
+    Block,
+    ChannelGroup,
+    ChannelSlice,
+    Kind,
+    PatchSite,
+    Removal,
+    expanded,
+    reads,
+    writes,
+)
 
 PATCH = 8  # pixels per latent on each side
 LATENT_BOUND = 3.0  # the decoder bends latents into -3..3
@@ -26,11 +37,12 @@ LATENT_BOUND = 3.0  # the decoder bends latents into -3..3
 class Level:
     """One resolution: blocks on a stream of `width` channels, then the step to the next resolution.
 
-    `hidden` has the two inner widths of each block; `step` the width behind the step, None at the last level.
+    `hidden` has the two inner widths of each block, or the patch that stands in its place; `step` the width behind the
+    step, None at the last level.
     """
 
     width: int
-    hidden: tuple[tuple[int, int], ...]
+    hidden: tuple[tuple[int, int] | Patch, ...]
     step: int | None
 
 
@@ -70,7 +82,7 @@ def _check(config: DecoderConfig | EncoderConfig) -> None:
     if len(levels) != 4 or any((level.step is None) != (i == 3) for i, level in enumerate(levels)):
         problems.append(f"{len(levels)} levels; an f8 autoencoder has 4, and only the last has step: null")
     for index, level in enumerate(levels):
-        if min((level.width, *(width for pair in level.hidden for width in pair))) < 1:
+        if min((level.width, *(width for pair in level.hidden if isinstance(pair, tuple) for width in pair))) < 1:
             problems.append(f"levels.{index}: every width must be positive")
         if index and levels[index - 1].step != level.width:
             problems.append(
@@ -110,7 +122,10 @@ class TinyLevel(nn.Module):
 
     def __init__(self, level: Level, step: nn.Module) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(TinyBlock(level.width, hidden) for hidden in level.hidden)
+        self.blocks = nn.ModuleList(
+            map_patch(hidden, level.width) if isinstance(hidden, str) else TinyBlock(level.width, hidden)
+            for hidden in level.hidden
+        )
         self.step = step
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -172,8 +187,12 @@ def channel_groups(config: DecoderConfig | EncoderConfig) -> tuple[ChannelGroup,
 
     for i, level in enumerate(config.levels):
         stream = writes("conv_in") if i == 0 else writes(f"levels.{i - 1}.step.conv", bias=False)
-        for j, (first, second) in enumerate(level.hidden):
+        for j, hidden in enumerate(level.hidden):
             block = f"levels.{i}.blocks.{j}"
+            if isinstance(hidden, str):
+                stream += writes(block) if hidden == "affine" else reads(f"{block}.mix") + writes(f"{block}.mix")
+                continue
+            first, second = hidden
             stream += reads(f"{block}.conv1") + writes(f"{block}.conv3")
             add(f"{block}.hidden1", first, writes(f"{block}.conv1") + reads(f"{block}.conv2"))
             add(f"{block}.hidden2", second, writes(f"{block}.conv2") + reads(f"{block}.conv3"))
@@ -189,11 +208,13 @@ def with_widths(config: Config, widths: Mapping[str, int]) -> Config:
         Level(
             width=streams[i],
             hidden=tuple(
-                (
-                    widths.get(f"levels.{i}.blocks.{j}.hidden1", first),
-                    widths.get(f"levels.{i}.blocks.{j}.hidden2", second),
+                hidden
+                if isinstance(hidden, str)
+                else (
+                    widths.get(f"levels.{i}.blocks.{j}.hidden1", hidden[0]),
+                    widths.get(f"levels.{i}.blocks.{j}.hidden2", hidden[1]),
                 )
-                for j, (first, second) in enumerate(level.hidden)
+                for j, hidden in enumerate(level.hidden)
             ),
             step=None if level.step is None else streams[i + 1],
         )
@@ -203,22 +224,53 @@ def with_widths(config: Config, widths: Mapping[str, int]) -> Config:
 
 
 def blocks(config: DecoderConfig | EncoderConfig) -> tuple[Block, ...]:
-    """Every block; all have identity shortcuts, so all can go."""
+    """Every block; all have identity shortcuts, so all can go. The ReLU behind the sum goes with its block."""
     return tuple(
-        Block(name=f"levels.{i}.blocks.{j}") for i, level in enumerate(config.levels) for j in range(len(level.hidden))
+        Block(name=f"levels.{i}.blocks.{j}")
+        for i, level in enumerate(config.levels)
+        for j, hidden in enumerate(level.hidden)
+        if isinstance(hidden, tuple)
     )
+
+
+def units(config: DecoderConfig | EncoderConfig) -> tuple[Block, ...]:
+    """The blocks of each level; a level's own step between resolutions stays."""
+    names = [block.name for block in blocks(config)]
+    wholes = [f"levels.{i}.blocks" for i in range(len(config.levels))]
+    inside = {whole: tuple(name for name in names if name.startswith(f"{whole}.")) for whole in wholes}
+    found = [Block(name=whole, unit="stage", takes=takes) for whole, takes in inside.items() if len(takes) > 1]
+    reason = "its step takes the stream to the next resolution; its blocks can go"
+    stepping = [i for i, level in enumerate(config.levels) if level.step is not None]
+    return tuple(found + [Block(name=f"levels.{i}", fixed=reason, unit="stage") for i in stepping])
 
 
 def without_blocks(config: Config, names: Sequence[str]) -> Removal:
     """The configuration without these blocks; those behind a removed block move up in its level."""
-    gone = set(names)
+    return _removal(config, names, None)
+
+
+def with_patches(config: Config, names: Sequence[str], patch: Patch) -> Removal:
+    """As `without_blocks`, but a patch stands in each block's place."""
+    return _removal(config, names, patch)
+
+
+def _removal(config: Config, names: Sequence[str], patch: Patch | None) -> Removal:
+    gone = expanded(names, blocks(config), lambda: units(config))
     levels: list[Level] = []
     renamed: dict[str, str] = {}
+    sites: list[PatchSite] = []
     for i, level in enumerate(config.levels):
-        kept = [j for j in range(len(level.hidden)) if f"levels.{i}.blocks.{j}" not in gone]
-        levels.append(replace(level, hidden=tuple(level.hidden[j] for j in kept)))
-        renamed |= {f"levels.{i}.blocks.{old}.": f"levels.{i}.blocks.{new}." for new, old in enumerate(kept)}
-    return Removal(config=replace(config, levels=tuple(levels)), renamed=renamed)
+        left: list[tuple[int, int] | Patch] = []
+        for j, hidden in enumerate(level.hidden):
+            old, new = f"levels.{i}.blocks.{j}", f"levels.{i}.blocks.{len(left)}"
+            if old not in gone:
+                renamed[f"{old}."] = f"{new}."
+                left.append(hidden)
+            elif patch is not None:
+                left.append(patch)
+                sites.append(PatchSite(block=old, place=new, patch=patch, width=level.width))
+        levels.append(replace(level, hidden=tuple(left)))
+    return Removal(config=replace(config, levels=tuple(levels)), renamed=renamed, patches=tuple(sites))
 
 
 def _latent_shape(config: DecoderConfig, pixels: int) -> tuple[int, ...]:
@@ -234,6 +286,8 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
+        units=units,
+        with_patches=with_patches,
         feed="latents",
     ),
     "encoder": Kind(
@@ -244,6 +298,8 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
+        units=units,
+        with_patches=with_patches,
         feed=None,
     ),
 }

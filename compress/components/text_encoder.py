@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn import functional
 
 from compress.nn.attention import AttentionProduct, join_heads, split_heads
-from compress.nn.structure import Block, ChannelGroup, ChannelSlice, Kind, Removal
+from compress.nn.patches import Patch, token_patch
+from compress.nn.structure import Block, ChannelGroup, ChannelSlice, Kind, PatchSite, Removal, expanded
 
 NORM_EPS = 1e-5
 
@@ -42,7 +43,7 @@ class TextEncoderConfig:
     width: int
     head_dim: int
     activation: Literal["quick_gelu", "gelu"]
-    layers: tuple[TextLayerConfig, ...]
+    layers: tuple[TextLayerConfig | Patch, ...]  # a patch stands where a layer was taken out
 
     def __post_init__(self) -> None:
         sizes = ("vocabulary", "positions", "width", "head_dim")
@@ -50,7 +51,7 @@ class TextEncoderConfig:
         problems += [
             f"layers.{i}: {layer.heads} heads and {layer.feed_forward} inner channels; at least 1 of each"
             for i, layer in enumerate(self.layers)
-            if min(layer.heads, layer.feed_forward) < 1
+            if isinstance(layer, TextLayerConfig) and min(layer.heads, layer.feed_forward) < 1
         ]
         if problems:
             raise ValueError("; ".join(problems))
@@ -128,7 +129,10 @@ class Layers(nn.Module):
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(TextLayer(config, layer) for layer in config.layers)
+        self.layers = nn.ModuleList(
+            token_patch(layer, config.width) if isinstance(layer, str) else TextLayer(config, layer)
+            for layer in config.layers
+        )
 
     def forward(self, x: Float[torch.Tensor, "n t c"]) -> Float[torch.Tensor, "n t c"]:
         for layer in self.layers:
@@ -158,6 +162,8 @@ def channel_groups(config: TextEncoderConfig) -> tuple[ChannelGroup, ...]:
     """The heads of every attention and the inside of every feed-forward; the stream is not declared."""
     groups = []
     for i, layer in enumerate(config.layers):
+        if isinstance(layer, str):
+            continue
         attention, mlp, size = f"encoder.layers.{i}.self_attn", f"encoder.layers.{i}.mlp", config.head_dim
         heads = [
             ChannelSlice(tensor=f"{attention}.{p}.{t}", axis=0, role="writes", span=size)
@@ -181,7 +187,9 @@ def _group(name: str, width: int, slices: Sequence[ChannelSlice], *, unit: int) 
 def with_widths(config: TextEncoderConfig, widths: Mapping[str, int]) -> TextEncoderConfig:
     """The configuration with new widths for some channel groups."""
     layers = [
-        TextLayerConfig(
+        layer
+        if isinstance(layer, str)
+        else TextLayerConfig(
             heads=widths.get(f"encoder.layers.{i}.self_attn.heads", layer.heads),
             feed_forward=widths.get(f"encoder.layers.{i}.mlp.inner", layer.feed_forward),
         )
@@ -192,17 +200,35 @@ def with_widths(config: TextEncoderConfig, widths: Mapping[str, int]) -> TextEnc
 
 def blocks(config: TextEncoderConfig) -> tuple[Block, ...]:
     """Every layer: each only adds to the stream, so each can go."""
-    return tuple(Block(name=f"encoder.layers.{i}") for i in range(len(config.layers)))
+    return tuple(
+        Block(name=f"encoder.layers.{i}") for i, layer in enumerate(config.layers) if isinstance(layer, TextLayerConfig)
+    )
 
 
 def without_blocks(config: TextEncoderConfig, names: Sequence[str]) -> Removal:
     """The configuration without these layers; those behind a removed one move up."""
-    gone = set(names)
-    kept = [i for i in range(len(config.layers)) if f"encoder.layers.{i}" not in gone]
-    return Removal(
-        config=replace(config, layers=tuple(config.layers[i] for i in kept)),
-        renamed={f"encoder.layers.{old}.": f"encoder.layers.{new}." for new, old in enumerate(kept)},
-    )
+    return _removal(config, names, None)
+
+
+def with_patches(config: TextEncoderConfig, names: Sequence[str], patch: Patch) -> Removal:
+    """As `without_blocks`, but a patch stands in each layer's place."""
+    return _removal(config, names, patch)
+
+
+def _removal(config: TextEncoderConfig, names: Sequence[str], patch: Patch | None) -> Removal:
+    gone = expanded(names, blocks(config), tuple)
+    left: list[TextLayerConfig | Patch] = []
+    renamed: dict[str, str] = {}
+    sites: list[PatchSite] = []
+    for i, layer in enumerate(config.layers):
+        old, new = f"encoder.layers.{i}", f"encoder.layers.{len(left)}"
+        if old not in gone:
+            renamed[f"{old}."] = f"{new}."
+            left.append(layer)
+        elif patch is not None:
+            left.append(patch)
+            sites.append(PatchSite(block=old, place=new, patch=patch, width=config.width, tokens=True))
+    return Removal(config=replace(config, layers=tuple(left)), renamed=renamed, patches=tuple(sites))
 
 
 def _ids_shape(config: TextEncoderConfig, _: int) -> tuple[int, ...]:
@@ -219,6 +245,7 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
+        with_patches=with_patches,
         feed=None,
     ),
 }

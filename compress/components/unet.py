@@ -2,15 +2,15 @@
 
 Source: `mobilediffusion` after Zhao et al. 2023 (arXiv:2311.16567), section 3.2 and the layer table of the appendix;
 `stable-diffusion-1.5` after Rombach et al. 2022 (arXiv:2112.10752), as diffusers' `UNet2DConditionModel` builds it,
-whose tensor names these are, layer for layer.
+whose tensor names these are, layer for layer; SDXL's added conditions after Podell et al. 2023 (arXiv:2307.01952).
 Differs: the paper gives MobileDiffusion's table and sizes, not its whole recipe. Ours fits all four published sizes
 within 0.5%: values are keys in self-attention only, separable convolutions (depth multiplier 2) in both convolutions of
 the 16x16 stages, scale-shift time embedding, linear projections around the transformers, full convolutions between
 resolutions. MACs there count convolutions, linear layers and both products of attention.
 
-What may be cut: the inner width of every ResNet block and feed-forward, whole attention heads, ResNet blocks with an
-identity shortcut, transformer layers. Not declared in this version: the residual streams, because each is joined to the
-others by the skips, and the time embedding's width.
+What may be cut: the inner width of every ResNet block and feed-forward, whole attention heads, and the blocks, pairs
+and stages of `_unet_blocks`. Not declared in this version: the residual streams, because each is joined to the others
+by the skips, and the time embedding's width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,16 +21,29 @@ from jaxtyping import Float
 from torch import nn
 from torch.nn import functional
 
-from compress.components._unet_config import BlockConfig, Place, StageConfig, UNetConfig, edited, layer_shape, places
+from compress.components._unet_blocks import blocks, units, with_patches, without_blocks
+from compress.components._unet_config import (
+    BlockConfig,
+    Place,
+    StageConfig,
+    TransformerConfig,
+    UNetConfig,
+    edited,
+    layer_shape,
+    places,
+)
 from compress.nn.attention import SpatialTransformer
-from compress.nn.structure import Block, ChannelGroup, ChannelSlice, Kind, Removal
+from compress.nn.patches import map_patch
+from compress.nn.structure import ChannelGroup, ChannelSlice, Kind
 from compress.nn.unet_blocks import (
     NORM_EPS,
+    AddedEmbedding,
     DoublingConv,
     HalvingConv,
     PassThrough,
     ResnetShape,
     TimedResnetBlock,
+    TimedShortcut,
     TimeEmbedding,
 )
 
@@ -96,6 +109,7 @@ class UpStage(Stage):
 class UNet(nn.Module):
     """Latents [n, z, h, w], time steps [n] and text states [n, t, c] to a prediction [n, z_out, h, w].
 
+    Where the configuration has `added` (SDXL), also a pooled text state [n, p] and the picture's sizes [n, 6].
     Height and width are multiples of 2 to the number of halvings.
     """
 
@@ -108,6 +122,8 @@ class UNet(nn.Module):
             found.setdefault(place.prefix, []).append(place)
         self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
         self.time_embedding = TimeEmbedding(first, config.time_width)
+        added = config.added
+        self.add_embedding = None if added is None else AddedEmbedding(added.width, added.waves, config.time_width)
         self.down_blocks = nn.ModuleList(
             DownStage(config, s, found[f"down_blocks.{i}"]) for i, s in enumerate(config.down)
         )
@@ -121,8 +137,14 @@ class UNet(nn.Module):
         latents: Float[torch.Tensor, "n z h w"],
         timesteps: Float[torch.Tensor, " n"],
         context: Float[torch.Tensor, "n t c"],
+        pooled: Float[torch.Tensor, "n pooled"] | None = None,
+        sizes: Float[torch.Tensor, "n numbers"] | None = None,
     ) -> Float[torch.Tensor, "n z_out h w"]:
         time = self.time_embedding(timesteps)
+        if self.add_embedding is not None:
+            if pooled is None or sizes is None:
+                raise ValueError("this UNet takes a pooled text state and the picture's sizes too: pooled, sizes")
+            time = time + self.add_embedding(pooled, sizes)
         x = self.conv_in(latents)
         skips = [x]
         for stage in self.down_blocks:
@@ -138,8 +160,11 @@ class UNet(nn.Module):
 
 
 def _resnet(config: UNetConfig, place: Place) -> nn.Module:
+    if isinstance(place.block.hidden, str):
+        return map_patch(place.block.hidden, place.stage.width)
     if place.block.hidden is None:
-        return PassThrough()
+        changes = place.in_channels != place.stage.width
+        return TimedShortcut(place.in_channels, place.stage.width) if changes else PassThrough()
     return TimedResnetBlock(
         ResnetShape(
             in_channels=place.in_channels,
@@ -156,7 +181,12 @@ def _resnet(config: UNetConfig, place: Place) -> nn.Module:
 def _transformer(config: UNetConfig, place: Place) -> nn.Module:
     if not place.block.transformer:
         return PassThrough()
-    layers = [layer_shape(layer, place.stage, config) for layer in place.block.transformer]
+    if isinstance(place.block.transformer, str):
+        return map_patch(place.block.transformer, place.stage.width)
+    layers = [
+        layer if isinstance(layer, str) else layer_shape(layer, place.stage, config)
+        for layer in place.block.transformer
+    ]
     return SpatialTransformer(
         place.stage.width, layers, norm_groups=config.norm_groups, projection=config.grammar.projection
     )
@@ -165,7 +195,7 @@ def _transformer(config: UNetConfig, place: Place) -> nn.Module:
 def _resnet_group(config: UNetConfig, place: Place) -> Iterator[ChannelGroup]:
     """Between the two convolutions of a ResNet block, where the time step comes in."""
     hidden, block = place.block.hidden, place.resnet
-    if hidden is None:
+    if not isinstance(hidden, int):
         return
     many = config.grammar.depth_multiplier
     writer = f"{block}.conv1.pointwise" if place.stage.separable else f"{block}.conv1"
@@ -191,7 +221,7 @@ def _resnet_group(config: UNetConfig, place: Place) -> Iterator[ChannelGroup]:
 
 def _transformer_groups(config: UNetConfig, place: Place) -> Iterator[ChannelGroup]:
     """Heads of each attention, inside of each feed-forward."""
-    for k, layer in enumerate(place.block.transformer):
+    for k, layer in place.block.layers:
         name, size = f"{place.attention}.transformer_blocks.{k}", place.stage.head_dim
         shared = {"none": (), "self": ("attn1",), "all": ("attn1", "attn2")}[config.grammar.shared_kv]
         for attention, heads in (("attn1", layer.self_heads), ("attn2", layer.cross_heads)):
@@ -231,66 +261,33 @@ def channel_groups(config: UNetConfig) -> tuple[ChannelGroup, ...]:
 def with_widths(config: UNetConfig, widths: Mapping[str, int]) -> UNetConfig:
     """The configuration with new widths for some channel groups."""
 
+    def narrowed(name: str, layer: TransformerConfig) -> TransformerConfig:
+        return replace(
+            layer,
+            self_heads=widths.get(f"{name}.attn1.heads", layer.self_heads),
+            cross_heads=widths.get(f"{name}.attn2.heads", layer.cross_heads),
+            feed_forward=widths.get(f"{name}.ff.inner", layer.feed_forward),
+        )
+
     def change(place: Place) -> BlockConfig:
-        layers = [
-            replace(
-                layer,
-                self_heads=widths.get(f"{place.attention}.transformer_blocks.{k}.attn1.heads", layer.self_heads),
-                cross_heads=widths.get(f"{place.attention}.transformer_blocks.{k}.attn2.heads", layer.cross_heads),
-                feed_forward=widths.get(f"{place.attention}.transformer_blocks.{k}.ff.inner", layer.feed_forward),
-            )
-            for k, layer in enumerate(place.block.transformer)
-        ]
-        hidden = place.block.hidden
-        if hidden is not None:
+        hidden, transformer = place.block.hidden, place.block.transformer
+        if isinstance(hidden, int):
             hidden = widths.get(f"{place.resnet}.hidden", hidden)
-        return BlockConfig(hidden=hidden, transformer=tuple(layers))
+        if not isinstance(transformer, str):
+            layers = enumerate(transformer)
+            transformer = tuple(
+                x if isinstance(x, str) else narrowed(f"{place.attention}.transformer_blocks.{k}", x) for k, x in layers
+            )
+        return BlockConfig(hidden=hidden, transformer=transformer)
 
     return edited(config, change)
 
 
-def blocks(config: UNetConfig) -> tuple[Block, ...]:
-    """Every ResNet block and every transformer layer. The last layer of a transformer takes its projections along."""
-    found = []
-    for place in places(config):
-        if place.block.hidden is not None:
-            changes = place.in_channels != place.stage.width
-            reason = f"it takes {place.in_channels} channels to {place.stage.width}" if changes else None
-            found.append(Block(name=place.resnet, fixed=reason))
-        layers = range(len(place.block.transformer))
-        found += [Block(name=f"{place.attention}.transformer_blocks.{k}") for k in layers]
-    return tuple(found)
-
-
-def without_blocks(config: UNetConfig, names: Sequence[str]) -> Removal:
-    """The configuration without these blocks.
-
-    A ResNet block leaves a place that the stream passes, so skips and names stay; layers behind a removed one move up.
-    """
-    gone = set(names)
-    renamed: dict[str, str] = {}
-    dropped: list[str] = []
-    for place in places(config):
-        layer = f"{place.attention}.transformer_blocks."
-        kept = [k for k in range(len(place.block.transformer)) if f"{layer}{k}" not in gone]
-        renamed |= {f"{layer}{old}.": f"{layer}{new}." for new, old in enumerate(kept)}
-        if place.block.transformer and not kept:
-            dropped.append(f"{place.attention}.")
-
-    def change(place: Place) -> BlockConfig:
-        layer = f"{place.attention}.transformer_blocks."
-        kept = [part for k, part in enumerate(place.block.transformer) if f"{layer}{k}" not in gone]
-        return BlockConfig(hidden=None if place.resnet in gone else place.block.hidden, transformer=tuple(kept))
-
-    return Removal(config=edited(config, change), renamed=renamed, dropped=tuple(dropped))
-
-
 def _inputs(config: UNetConfig, pixels: int) -> tuple[torch.Tensor, ...]:
-    return (
-        torch.zeros(_latent_shape(config, pixels), device="meta"),
-        torch.zeros(1, device="meta"),
-        torch.zeros(1, TOKENS, config.context_width, device="meta"),
-    )
+    shapes: list[tuple[int, ...]] = [_latent_shape(config, pixels), (1,), (1, TOKENS, config.context_width)]
+    if config.added is not None:
+        shapes += [(1, config.added.pooled), (1, config.added.numbers)]
+    return tuple(torch.zeros(shape, device="meta") for shape in shapes)
 
 
 def _latent_shape(config: UNetConfig, pixels: int) -> tuple[int, ...]:
@@ -307,6 +304,8 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
+        units=units,
+        with_patches=with_patches,
         feed=None,
     ),
 }

@@ -4,7 +4,8 @@ Source: the layers are those of Rombach et al. 2022 (arXiv:2112.10752), and one 
 `AutoencoderKL` (Stable Diffusion 1.x, 2.x, XL) and the decoders of MobileDiffusion (Zhao et al. 2023, arXiv:2311.16567,
 section 3.3: f8, 8 latent channels, pruned in width and depth) and SnapFusion (Li et al. 2023, arXiv:2306.00980).
 Differs: an optional linear path (one 1x1 convolution and depth-to-space) beside the network, so that training starts
-from what principal components already know; images are in [0, 1] on both ends, whatever range the network itself has.
+from what principal components already know; images are in [0, 1] on both ends, whatever range the network itself has,
+and latents are those that the diffusion UNet works on.
 """
 
 import torch
@@ -12,9 +13,17 @@ from jaxtyping import Float
 from torch import nn
 from torch.nn import functional
 
-from compress.components._vae_config import PATCH, Attention, DecoderConfig, EncoderConfig, Level, Mid
-from compress.components._vae_structure import blocks, channel_groups, with_widths, without_blocks
-from compress.nn.blocks import NORM_EPS, Downsample, PixelAttention, ResnetBlock, Upsample
+from compress.components._vae_config import PATCH, Attention, DecoderConfig, EncoderConfig, Inner, Level, Mid
+from compress.components._vae_structure import (
+    blocks,
+    channel_groups,
+    units,
+    with_patches,
+    with_widths,
+    without_blocks,
+)
+from compress.nn.blocks import NORM_EPS, Downsample, PixelAttention, ResnetBlock, ShortcutBlock, Upsample
+from compress.nn.patches import Patch, map_patch
 from compress.nn.structure import Kind
 
 __all__ = [
@@ -29,9 +38,19 @@ __all__ = [
     "Mid",
     "blocks",
     "channel_groups",
+    "units",
+    "with_patches",
     "with_widths",
     "without_blocks",
 ]
+
+
+def _resnet(inner: Inner, width: int, *, entry: int | None = None, norm_groups: int) -> nn.Module:
+    """One ResNet block, or what stands in its place; `entry` is the width before a 1x1 shortcut."""
+    arriving = width if entry is None else entry
+    if isinstance(inner, int):
+        return ResnetBlock(arriving, inner, width, norm_groups=norm_groups, projected=entry is not None)
+    return ShortcutBlock(arriving, width) if inner == "shortcut" else map_patch(inner, width)
 
 
 class ResolutionLevel(nn.Module):
@@ -39,16 +58,10 @@ class ResolutionLevel(nn.Module):
 
     def __init__(self, level: Level, norm_groups: int, step: type[Upsample | Downsample]) -> None:
         super().__init__()
-        arriving = [level.width if level.entry is None or j else level.entry for j in range(len(level.hidden))]
+        entries = (level.entry, *[None] * len(level.hidden))
         self.resnets = nn.ModuleList(
-            ResnetBlock(
-                arriving[j],
-                hidden,
-                level.width,
-                norm_groups=norm_groups,
-                projected=j == 0 and level.entry is not None,
-            )
-            for j, hidden in enumerate(level.hidden)
+            _resnet(hidden, level.width, entry=entry, norm_groups=norm_groups)
+            for hidden, entry in zip(level.hidden, entries, strict=False)
         )
         self.step = nn.Identity() if level.step is None else step(level.width, level.step)
 
@@ -58,24 +71,23 @@ class ResolutionLevel(nn.Module):
         return self.step(x)
 
 
+def _attention(attention: Attention | Patch | None, width: int, norm_groups: int) -> nn.Module | None:
+    if attention is None:
+        return None
+    if isinstance(attention, str):
+        return map_patch(attention, width)
+    sizes = {"scale_width": attention.scale_width, "norm_groups": norm_groups}
+    return PixelAttention(width, attention.keys, attention.values, **sizes)
+
+
 class MidBlock(nn.Module):
     """ResNet blocks, attention or none, ResNet blocks, all at the latents' resolution; [n, c, h, w] to the same."""
 
     def __init__(self, mid: Mid, width: int, norm_groups: int) -> None:
         super().__init__()
-        self.before = nn.ModuleList(ResnetBlock(width, h, width, norm_groups=norm_groups) for h in mid.before)
-        self.attention = (
-            None
-            if mid.attention is None
-            else PixelAttention(
-                width,
-                mid.attention.keys,
-                mid.attention.values,
-                scale_width=mid.attention.scale_width,
-                norm_groups=norm_groups,
-            )
-        )
-        self.after = nn.ModuleList(ResnetBlock(width, h, width, norm_groups=norm_groups) for h in mid.after)
+        self.before = nn.ModuleList(_resnet(h, width, norm_groups=norm_groups) for h in mid.before)
+        self.attention = _attention(mid.attention, width, norm_groups)
+        self.after = nn.ModuleList(_resnet(h, width, norm_groups=norm_groups) for h in mid.after)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.before:
@@ -88,7 +100,7 @@ class MidBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [n, latent_channels, h, w] (the encoder's own scale) to images [n, 3, 8h, 8w] in [0, 1]."""
+    """The diffusion UNet's latents [n, latent_channels, h, w] to images [n, 3, 8h, 8w] in [0, 1]."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -103,6 +115,9 @@ class Decoder(nn.Module):
         self.linear = nn.Conv2d(z, 3 * PATCH * PATCH, 1) if config.linear_path else None
 
     def forward(self, latents: Float[torch.Tensor, "n z h w"]) -> Float[torch.Tensor, "n 3 H W"]:
+        scale, shift = self.config.scaling_factor, self.config.shift_factor
+        if (scale, shift) != (1.0, 0.0):
+            latents = latents / scale + shift
         x = self.conv_in(latents if self.post_quant_conv is None else self.post_quant_conv(latents))
         if self.mid is not None:
             x = self.mid(x)
@@ -120,7 +135,7 @@ class Decoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [n, 3, 8h, 8w] in [0, 1] to the mean and log-variance of the latents, each [n, latent_channels, h, w]."""
+    """Images [n, 3, 8h, 8w] in [0, 1] to the diffusion UNet's latents [n, latent_channels, h, w]."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -137,7 +152,7 @@ class Encoder(nn.Module):
     def moments(
         self, images: Float[torch.Tensor, "n 3 H W"]
     ) -> tuple[Float[torch.Tensor, "n z h w"], Float[torch.Tensor, "n z h w"]]:
-        """Mean and log-variance of the posterior."""
+        """Mean and log-variance of the posterior, on the network's own scale, each [n, latent_channels, h, w]."""
         low, high = self.config.image_range
         if (low, high) != (0.0, 1.0):
             images = images * (high - low) + low
@@ -153,8 +168,9 @@ class Encoder(nn.Module):
         return mean, log_variance
 
     def forward(self, images: Float[torch.Tensor, "n 3 H W"]) -> Float[torch.Tensor, "n z h w"]:
-        """The posterior's mean: what decoding, calibration and evaluation use."""
-        return self.moments(images)[0]
+        """The posterior's mean on the diffusion UNet's scale: what decoding, calibration and evaluation use."""
+        mean, scale, shift = self.moments(images)[0], self.config.scaling_factor, self.config.shift_factor
+        return mean if (scale, shift) == (1.0, 0.0) else (mean - shift) * scale
 
 
 def _latent_shape(config: DecoderConfig, pixels: int) -> tuple[int, ...]:
@@ -170,6 +186,8 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
+        units=units,
+        with_patches=with_patches,
         feed="latents",
     ),
     "encoder": Kind(
@@ -180,6 +198,8 @@ KINDS = {
         with_widths=with_widths,
         blocks=blocks,
         without_blocks=without_blocks,
+        units=units,
+        with_patches=with_patches,
         feed=None,
     ),
 }

@@ -1,12 +1,12 @@
 """What a decoder decodes: photographs through the encoder of the same family."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import nn
 
 from calibration import images
-from compress.components import kind_of, load_variant
+from compress.components import kind_of
 from compress.errors import UserError
 from compress.feeds.pictures import digests, photographs
 from compress.nn.batches import outputs
@@ -36,9 +36,9 @@ def check(arch: Arch, companions: Mapping[str, Arch]) -> None:
         raise UserError(f"the encoder makes inputs of shape {list(given)}, the decoder takes {list(wanted)}")
 
 
-def feed(data: Data, companions: Mapping[str, Path], seed: int) -> Feed:
+def feed(data: Data, load: Callable[[str], nn.Module], seed: int) -> Feed:
     """Latents of photographs; training crops are drawn by `seed` and step."""
-    encoder = load_variant(companions["encoder"]).module
+    encoder = load("encoder")
     sampler = images.sampler(data.calibration.source, "calibration")
 
     def calibration() -> Inputs:

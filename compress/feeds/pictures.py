@@ -1,7 +1,8 @@
 """What an image encoder encodes: photographs as they are."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+
+from torch import nn
 
 from calibration import images
 from calibration.folder import Split
@@ -24,7 +25,7 @@ def check(arch: Arch, companions: Mapping[str, Arch]) -> None:
     """Nothing else is needed."""
 
 
-def feed(data: Data, companions: Mapping[str, Path], seed: int) -> Feed:
+def feed(data: Data, load: Callable[[str], nn.Module], seed: int) -> Feed:
     """Photographs; training crops are drawn by `seed` and step."""
     sampler = images.sampler(data.calibration.source, "calibration")
 

@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import nn
 from torch.nn import functional
 
+from compress.nn.patches import Patch, token_patch
+
 Weighting = Literal["softmax", "relu"]
 
 
@@ -154,16 +156,24 @@ class TransformerLayer(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer layers over the pixels of a feature map, between two projections, added to their input.
 
-    The projections are linear layers, or 1x1 convolutions as in SD-1.x: the same arithmetic, other tensor shapes.
+    The projections are linear layers, or 1x1 convolutions as in SD-1.x: the same arithmetic, other tensor shapes. A
+    patch may stand in the place of a layer.
     """
 
     def __init__(
-        self, width: int, layers: Sequence[LayerShape], *, norm_groups: int, projection: Literal["linear", "conv"]
+        self,
+        width: int,
+        layers: Sequence[LayerShape | Patch],
+        *,
+        norm_groups: int,
+        projection: Literal["linear", "conv"],
     ) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(norm_groups, width, eps=1e-6)
         self.proj_in = nn.Linear(width, width) if projection == "linear" else nn.Conv2d(width, width, 1)
-        self.transformer_blocks = nn.ModuleList(TransformerLayer(layer) for layer in layers)
+        self.transformer_blocks = nn.ModuleList(
+            token_patch(layer, width) if isinstance(layer, str) else TransformerLayer(layer) for layer in layers
+        )
         self.proj_out = nn.Linear(width, width) if projection == "linear" else nn.Conv2d(width, width, 1)
         self.linear = projection == "linear"
 

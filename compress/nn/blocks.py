@@ -37,6 +37,17 @@ class ResnetBlock(nn.Module):
         return self.shortcut(x) + self.conv2(functional.silu(self.norm2(hidden)))
 
 
+class ShortcutBlock(nn.Module):
+    """The 1x1 shortcut that is left of a ResNet block taken out; [n, c_in, h, w] to [n, c_out, h, w]."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Float[torch.Tensor, "n c_in h w"]) -> Float[torch.Tensor, "n c_out h w"]:
+        return self.shortcut(x)
+
+
 class PixelAttention(nn.Module):
     """`x + out(softmax(q k / sqrt(scale_width)) v)` between all pixels, one head; [n, c, h, w] to the same.
 

@@ -6,11 +6,13 @@ network rebuilds from the new configuration alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from compress.nn.patches import Patch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +43,39 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FixedChannels:
+    """Channels that must stay as they are, and why."""
+
+    name: str
+    width: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """A part that depth pruning may remove whole, or the reason why it may not."""
 
-    name: str  # qualified module name
+    name: str  # qualified module name; several joined by "+" where they only go together
     fixed: str | None = None  # why it cannot be removed
+    unit: Literal["block", "pair", "stage"] = "block"
+    takes: tuple[str, ...] = ()  # the blocks in a pair or stage
+
+    @property
+    def count(self) -> int:
+        """How many blocks go with it."""
+        return len(self.takes) or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchSite:
+    """Where a patch stands in for a block, and the block from whose input and output it is learnt."""
+
+    block: str  # the module that goes, under its old name
+    place: str  # the module that is the patch, or keeps the shortcut, under its new name
+    patch: Patch
+    width: int  # channels of the stream
+    tokens: bool = False  # [n, t, c] instead of [n, c, h, w]
+    shortcut: str | None = None  # the 1x1 convolution inside of the block that stays: the patch is added to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +85,28 @@ class Removal:
     config: Any
     renamed: Mapping[str, str]
     dropped: tuple[str, ...] = ()  # prefixes of tensors that go with the blocks, but are not inside them
+    kept: tuple[str, ...] = ()  # prefixes of tensors inside the blocks that stay: 1x1 shortcuts
+    patches: tuple[PatchSite, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moves:
+    """What a removal does to tensors, noted down block by block."""
+
+    renamed: dict[str, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    patches: list[PatchSite] = field(default_factory=list)
+
+    def removal(self, config: Any) -> Removal:
+        """All of it, with the architecture that is left."""
+        return Removal(
+            config=config,
+            renamed=self.renamed,
+            dropped=tuple(self.dropped),
+            kept=tuple(self.kept),
+            patches=tuple(self.patches),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +122,10 @@ class Kind:
     without_blocks: Callable[[Any, Sequence[str]], Removal]
     feed: str | None  # the file of compress/feeds that has this kind's inputs; None: recipes cannot compress it
     inputs: Callable[[Any, int], tuple[torch.Tensor, ...]] | None = None  # on the meta device, where there are several
+    units: Callable[[Any], tuple[Block, ...]] | None = None  # pairs and stages: blocks that can go together
+    with_patches: Callable[[Any, Sequence[str], Patch], Removal] | None = None  # as without_blocks, but patched
+    fixed_channels: Callable[[Any], tuple[FixedChannels, ...]] | None = None  # where groups are traced, not stated
+    bind: Callable[[Any, Sequence[Any]], Any] | None = None  # gives a configuration the code that it names, if it may
 
 
 def example_inputs(kind: Kind, config: Any, pixels: int) -> tuple[torch.Tensor, ...]:
@@ -112,6 +168,29 @@ def stays(
                 mask = masks.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool, device="cpu"))
                 mask[part.offset : part.offset + group.width * part.span] = alive.repeat_interleave(part.span)
     return masks
+
+
+def expanded(names: Sequence[str], blocks: Sequence[Block], units: Callable[[], Sequence[Block]]) -> frozenset[str]:
+    """The blocks that these names of blocks and units stand for; units are found only where a name asks for one.
+
+    Raises:
+        ValueError: a name is none of theirs, or fixed.
+    """
+    known = {block.name: block for block in blocks}
+    if not known.keys() >= set(names):
+        known |= {unit.name: unit for unit in units()}
+    problems = [f"{name} is no block; blocks are {', '.join(known)}" for name in names if name not in known]
+    chosen = [known[name] for name in names if name in known]
+    problems += [f"{block.name} cannot be removed: {block.fixed}" for block in chosen if block.fixed]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return frozenset(name for block in chosen for name in block.takes or (block.name,))
+
+
+def moved(name: str, renamed: Mapping[str, str]) -> str:
+    """The new name of a tensor or module (its name and a dot): the longest prefix that moved decides."""
+    prefix = max((old for old in renamed if name.startswith(old)), key=len, default=None)
+    return name if prefix is None else renamed[prefix] + name.removeprefix(prefix)
 
 
 def take_channels(

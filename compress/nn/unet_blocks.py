@@ -1,4 +1,4 @@
-"""Convolutional blocks of a diffusion UNet: ResNet block that knows the time step, separable convolution, resampling.
+"""Convolutional blocks of a diffusion UNet: ResNet block that knows the time step, embeddings, resampling.
 
 Source: the blocks of Rombach et al. 2022 (arXiv:2112.10752), as diffusers' `ResnetBlock2D` writes them, with its tensor
 names; scale-shift of Nichol and Dhariwal 2021 (arXiv:2102.09672); separable convolutions with a depth multiplier after
@@ -25,11 +25,19 @@ class PassThrough(nn.Module):
         return x
 
 
-class TimeEmbedding(nn.Module):
-    """Time steps [n] to [n, width]: cosines and sines of falling frequency, then two linear layers.
+def waves(numbers: Float[torch.Tensor, "*n"], channels: int) -> Float[torch.Tensor, "*n channels"]:
+    """Each number as cosines, then sines, of falling frequency, in float32.
 
     Source: Ho et al. 2020 (arXiv:2006.11239), with the cosines first, as in Stable Diffusion.
     """
+    half = channels // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=numbers.device) * (-math.log(10_000.0) / half)
+    angles = numbers[..., None].float() * exponents.exp()
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Time steps [n] to [n, width]: waves, then two linear layers."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -38,11 +46,27 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, timesteps: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, "n width"]:
-        half = self.channels // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) * (-math.log(10_000.0) / half)
-        angles = timesteps[:, None].float() * exponents.exp()
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(self.linear_1.weight.dtype)
-        return self.linear_2(functional.silu(self.linear_1(waves)))
+        given = waves(timesteps, self.channels).to(self.linear_1.weight.dtype)
+        return self.linear_2(functional.silu(self.linear_1(given)))
+
+
+class AddedEmbedding(nn.Module):
+    """A pooled text state [n, pooled] and numbers [n, count] to [n, width], to be added to the time embedding.
+
+    Source: Podell et al. 2023 (arXiv:2307.01952), section 2.2: sizes and crops of the picture as a condition.
+    """
+
+    def __init__(self, in_width: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.linear_1 = nn.Linear(in_width, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(
+        self, pooled: Float[torch.Tensor, "n pooled"], numbers: Float[torch.Tensor, "n count"]
+    ) -> Float[torch.Tensor, "n width"]:
+        given = torch.cat([pooled, waves(numbers, self.channels).flatten(1).to(pooled.dtype)], dim=1)
+        return self.linear_2(functional.silu(self.linear_1(given)))
 
 
 class SeparableConv(nn.Module):
@@ -131,3 +155,14 @@ class DoublingConv(nn.Module):
 
     def forward(self, x: Float[torch.Tensor, "n c h w"]) -> Float[torch.Tensor, "n c h2 w2"]:
         return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class TimedShortcut(nn.Module):
+    """The 1x1 shortcut that is left of a ResNet block taken out; [n, c_in, h, w] to [n, c_out, h, w]."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Float[torch.Tensor, "n c_in h w"], *_: torch.Tensor) -> Float[torch.Tensor, "n c_out h w"]:
+        return self.conv_shortcut(x)

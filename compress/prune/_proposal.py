@@ -1,58 +1,71 @@
-"""A width cut that has been decided but not done: what goes from each group, and what that saves."""
+"""What depth pruning would remove, to be looked at, shortened, and carried out."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import torch
+from compress.prune._depth_config import Config
+from compress.records import Skipped
 
-from compress.records import Arch
+UNITS = {"macs": "GMAC", "parameters": "million parameters", "milliseconds": "ms"}  # of what a removal saves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupCut:
-    """One group of channels before and after."""
+class Step:
+    """One removal."""
 
-    name: str
-    kind: str  # stream or inner
-    before: int
-    after: int
-    lost: float  # share of the group's importance that goes
-    untouched: str | None = None  # why nothing goes
+    name: str  # of the block or unit, before any removal
+    blocks: int  # that go with it
+    macs: int  # saved, less what a patch costs
+    parameters: int  # saved, likewise
+    milliseconds: float | None  # saved on the host at hand; None where not measured
+    damage: float  # mean squared error to the component's own output, with all steps before it
+    score: float  # by which it was chosen: damage that it adds per GMAC, million parameters or millisecond saved
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """Widths, with everything needed to look at them, to change them and to carry them out."""
+    """The removals in their order. `print` it; `first` shortens it."""
 
-    config: Any  # width.Config
-    before: Arch
-    after: Arch
-    groups: tuple[GroupCut, ...]
-    scores: Mapping[str, torch.Tensor]  # importance of each channel of each group that may be cut
-    macs: tuple[int, int]  # before and after, for an image of 512 x 512 pixels
-    parameters: tuple[int, int]
-    latency: tuple[float, float, float] | None = None  # measured: ratio, and its 95% interval
+    config: Config
+    steps: tuple[Step, ...]
+    left_alone: tuple[Skipped, ...]
 
-    @property
-    def widths(self) -> dict[str, int]:
-        """Group -> new width, for the groups that may be cut."""
-        return {g.name: g.after for g in self.groups if g.name in self.scores}
+    def first(self, count: int) -> "Proposal":
+        """The first so many removals alone."""
+        return replace(self, steps=self.steps[:count])
 
     def __str__(self) -> str:
-        """A table, a row for each group, and what is saved in all."""
-        size = max(len(g.name) for g in self.groups) if self.groups else 0
-        rows = [f"{'group':{size}}  kind    before  after  importance lost"]
-        for g in self.groups:
-            end = g.untouched or f"{g.lost:.1%}"
-            rows.append(f"{g.name:{size}}  {g.kind:6}  {g.before:6}  {g.after:5}  {end}")
-        rows += [_saved("MACs", self.macs), _saved("parameters", self.parameters)]
-        if self.latency is not None:
-            ratio, low, high = self.latency
-            rows.append(f"latency here: {ratio:.2f} of before (95% interval {low:.2f} to {high:.2f})")
-        return "\n".join(rows)
+        heads = (
+            "",
+            "removed",
+            "MMACs saved",
+            "parameters saved",
+            "ms saved",
+            "squared error",
+            f"per {UNITS[self.config.per]}",
+        )
+        rows = [
+            (
+                f"{number}.",
+                step.name,
+                f"{step.macs / 1e6:,.1f}",
+                f"{step.parameters:,}",
+                "" if step.milliseconds is None else f"{step.milliseconds:.2f}",
+                f"{step.damage:.3g}",
+                f"{step.score:.3g}",
+            )
+            for number, step in enumerate(self.steps, start=1)
+        ]
+        used = [i for i in range(len(heads)) if any(row[i] for row in rows)] or [1]
+        return "\n".join(_aligned([[row[i] for i in used] for row in (heads, *rows)]))
 
 
-def _saved(what: str, figures: tuple[int, int]) -> str:
-    before, after = figures
-    return f"{what}: {before:,} -> {after:,} ({after / before:.1%})"
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            text.ljust(width) if i < 2 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

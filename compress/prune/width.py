@@ -21,11 +21,11 @@ from compress.components import build, kind_of
 from compress.errors import UserError
 from compress.nn.batches import split, take
 from compress.nn.qmodules import quantized
-from compress.nn.structure import ChannelGroup, take_channels
+from compress.nn.structure import ChannelGroup, FixedChannels, take_channels
 from compress.prune import _budget, _importance
 from compress.prune._importance import Watched, keep_evenly, magnitude
-from compress.prune._proposal import GroupCut, Proposal
 from compress.prune._reconstruct import Pair, Sampling, kept_outputs, readers, reconstruct
+from compress.prune._width_proposal import GroupCut, Proposal
 from compress.records import Achieved, Arch, Inputs, Needs, Prediction, Skipped, StageInput, StageResult
 from compress.schema import Schema
 
@@ -139,6 +139,7 @@ def carry_out(stage: StageInput, proposal: Proposal) -> StageResult:
     module.load_state_dict(take_channels(state, groups, kept))
     module = module.requires_grad_(False).eval()
     skipped = [Skipped(name=g.name, reason=g.untouched) for g in proposal.groups if g.untouched]
+    skipped += [Skipped(name=f.name, reason=f.reason) for f in _fixed(arch)]
     notes: list[str] = []
     if config.reconstruct:
         cut = [g.name for g in proposal.groups if g.after < g.before]
@@ -270,7 +271,8 @@ def _filled(proposal: Proposal, widths: Mapping[str, int], latency: tuple[float,
     groups = kind.channel_groups(arch.config)
     after = Arch(kind=arch.kind, config=kind.with_widths(arch.config, widths))
     whole, rest = _budget.counted(arch, {}), _budget.counted(after, {})
-    achieved = {g.name: g.width for g in kind.channel_groups(after.config)}
+    achieved = {f.name: f.width for f in _fixed(after)}  # where one channel is left of what was a group
+    achieved |= {g.name: g.width for g in kind.channel_groups(after.config)}
     return replace(
         proposal,
         after=after,
@@ -279,6 +281,12 @@ def _filled(proposal: Proposal, widths: Mapping[str, int], latency: tuple[float,
         parameters=(whole.parameters, rest.parameters),
         latency=latency,
     )
+
+
+def _fixed(arch: Arch) -> tuple[FixedChannels, ...]:
+    """Channels that cannot be cut at all, where the component knows of some."""
+    found = kind_of(arch.kind).fixed_channels
+    return () if found is None else found(arch.config)
 
 
 def _group_cut(group: ChannelGroup, after: int, scores: torch.Tensor | None, config: Config) -> GroupCut:

@@ -328,15 +328,27 @@ def test_a_block_that_adds_nothing_can_be_taken_out(config):
 
 def test_what_cannot_be_taken_out_says_why():
     blocks = {b.name: b.fixed for b in unet.blocks(MOBILE)}
-    assert blocks["down_blocks.0.resnets.0"] is None
-    assert blocks["down_blocks.1.resnets.0"] == "it takes 8 channels to 16"
-    assert blocks["up_blocks.0.resnets.0"] == "it takes 32 channels to 16"
+    assert set(blocks.values()) == {None}
     assert {"down_blocks.1.attentions.0.transformer_blocks.1", "up_blocks.0.attentions.2.transformer_blocks.0"} <= set(
         blocks
     )
     assert "up_blocks.0.attentions.1.transformer_blocks.0" not in blocks
-    with pytest.raises(ValueError, match="hidden: null, but it takes 32 channels to 16"):
-        unet.without_blocks(MOBILE, ["up_blocks.0.resnets.0"])
+    units = {b.name: b.fixed for b in unet.units(MOBILE)}
+    narrow, wide = "down_blocks.1.resnets.0+up_blocks.0.resnets.0", "down_blocks.1.resnets.1+up_blocks.0.resnets.1"
+    assert units[narrow] == "down_blocks.1.resnets.1 would get 8 channels instead of 16" and units[wide] is None
+    assert "only the innermost stage can go" in units["down_blocks.0+up_blocks.1"]
+    assert units["down_blocks.1+up_blocks.0"] == "up_blocks.1.resnets.0 would get 16 channels instead of 24"
+    with pytest.raises(ValueError, match="cannot be removed: down_blocks.1.resnets.1 would get 8 channels"):
+        unet.without_blocks(MOBILE, [narrow])
+    with pytest.raises(ValueError, match="down_blocks.7 is no block; blocks are down_blocks.0.resnets.0,"):
+        unet.without_blocks(MOBILE, ["down_blocks.7"])
+
+
+def test_of_a_block_that_changes_the_channels_the_shortcut_stays():
+    removal = unet.without_blocks(MOBILE, ["up_blocks.0.resnets.0"])
+    state = depth.rename(seeded(MOBILE).state_dict(), removal, "up_blocks.0.resnets.0")
+    left = {n for n in state if n.startswith("up_blocks.0.resnets.0.")}
+    assert left == {f"up_blocks.0.resnets.0.conv_shortcut.{t}" for t in ("weight", "bias")}
 
 
 def test_several_blocks_at_once_are_the_same_as_one_by_one():

@@ -165,34 +165,44 @@ def test_attention_keeps_its_scale_when_its_keys_are_cut():
 
 
 @CONFIGS
-def test_blocks_in_the_order_in_which_they_run_and_why_some_are_fixed(config):
-    found = {block.name: block.fixed for block in vae.blocks(config)}
+def test_blocks_in_the_order_in_which_they_run(config):
+    found = [block.name for block in vae.blocks(config)]
     ran = []
     module = variant(config).module
     for name in found:
         module.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
     module(example(config))
-    assert ran == list(found)
-    fixed = {n: why for n, why in found.items() if why}
-    assert fixed == {
-        f"levels.{i}.resnets.0": f"its 1x1 shortcut takes the stream from {level.entry} to {level.width} channels"
-        for i, level in enumerate(config.levels)
-        if level.entry is not None
-    }
-    with pytest.raises(ValueError, match="cannot be removed: its 1x1 shortcut"):
-        vae.without_blocks(config, [next(iter(fixed))])
+    assert ran == found and not any(block.fixed for block in vae.blocks(config))
 
 
-@pytest.mark.parametrize("name", [b.name for b in vae.blocks(DECODER) if b.fixed is None])
-def test_a_network_without_a_block_is_one_whose_block_adds_nothing(name):
-    module = unclamped(variant().module)
-    removal = vae.without_blocks(DECODER, [name])
-    small = build(Arch(kind="vae.decoder", config=removal.config))
-    small.load_state_dict(depth.rename(module.state_dict(), removal, name))
-    last = module.get_submodule(name).out if "attention" in name else module.get_submodule(name).conv2
-    last.weight.zero_()
-    last.bias.zero_()
-    torch.testing.assert_close(small(tiny.latents(1, 4)), module(tiny.latents(1, 4)))
+@CONFIGS
+def test_what_goes_together_and_the_steps_that_stay(config):
+    units = {unit.name: unit for unit in vae.units(config)}
+    assert units["mid"].takes == ("mid.before.0", "mid.attention", "mid.after.0")
+    twos = [i for i, level in enumerate(config.levels) if len(level.hidden) == 2]
+    assert all(units[f"levels.{i}.resnets"].count == 2 for i in twos)
+    fixed = {name for name, unit in units.items() if unit.fixed}
+    assert fixed == {"levels.0", "levels.1", "levels.2"}
+    with pytest.raises(
+        ValueError, match="levels.1 cannot be removed: its step takes the stream to the next resolution"
+    ):
+        vae.without_blocks(config, ["levels.1"])
+    for name in set(units) - fixed:
+        removal = vae.without_blocks(config, [name])
+        assert removal.config == vae.without_blocks(config, units[name].takes).config
+
+
+@CONFIGS
+def test_a_network_without_a_block_is_one_whose_block_adds_nothing(config):
+    for name in (block.name for block in vae.blocks(config)):
+        module = unclamped(variant(config).module)
+        removal = vae.without_blocks(config, [name])
+        small = build(Arch(kind=variant(config).arch.kind, config=removal.config))
+        small.load_state_dict(depth.rename(module.state_dict(), removal, name))
+        last = module.get_submodule(name).out if "attention" in name else module.get_submodule(name).conv2
+        last.weight.zero_()
+        last.bias.zero_()
+        torch.testing.assert_close(small(example(config)), module(example(config)))
 
 
 def test_a_mid_block_that_lost_everything_is_none():
@@ -207,8 +217,10 @@ def test_the_methods_cut_it_too(tmp_path):
     assert thin.achieved[0].met and thin.module(tiny.latents(1, 4)).isfinite().all()
     shallow = depth.apply(stage, depth.Config(blocks=3, samples=1, latent_size=4))
     assert shallow.achieved[0].met
-    assert {s.name for s in shallow.skipped} == {"levels.2.resnets.0", "levels.3.resnets.0"}
-    assert all("1x1 shortcut" in s.reason for s in shallow.skipped)
+    assert not shallow.skipped
+    stages = depth.Config(blocks=2, units=("stages",), samples=1, latent_size=4)
+    bare = depth.apply(stage, stages)
+    assert bare.achieved[0].met and {s.name for s in bare.skipped} == {"levels.0", "levels.1", "levels.2"}
 
 
 def with_level(index, **changes):
@@ -227,6 +239,9 @@ def with_level(index, **changes):
         ({"mid": replace(MID, after=(0,))}, "mid: 0 channels"),
         ({"mid": replace(MID, attention=vae.Attention(keys=0, values=8, scale_width=8))}, "mid.attention: keys"),
         ({"mid": vae.Mid(before=(), attention=None, after=())}, "mid: holds nothing; write mid: null"),
+        ({"mid": replace(MID, after=("shortcut",))}, "mid: its blocks have no 1x1 shortcut"),
+        (with_level(0, hidden=("shortcut",)), "levels.0: block 0 is 'shortcut', but has no 1x1 shortcut"),
+        (with_level(2, hidden=("affine", 4)), "levels.2: block 0 is 'affine', but has a 1x1 shortcut"),
         ({"image_range": (1.0, -1.0)}, "image_range 1.0..-1.0 must rise"),
         ({"image_range": (0.0, float("inf"))}, "must rise"),
         ({"image_range": (float("nan"), 1.0)}, "must rise"),
@@ -257,7 +272,7 @@ def test_reads_back_from_json(config):
     [
         (lambda c: c["mid"].update(atention=None), "config has unknown keys: mid.atention"),
         (lambda c: c["mid"]["attention"].update(heads=8), "config has unknown keys: mid.attention.heads"),
-        (lambda c: c["mid"]["attention"].pop("scale_width"), "config.mid.attention.scale_width"),
+        (lambda c: c["mid"]["attention"].pop("scale_width"), "config.mid.attention.*scale_width"),
         (lambda c: c.update(mid=True), "config.mid"),
         (lambda c: c.update(image_range=[0.0]), "config.image_range"),
         (lambda c: c.update(scaling_factor="large"), "config.scaling_factor"),

@@ -1,0 +1,57 @@
+"""What a command line gives beside a recipe: photographs, a checkpoint, code of one's own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from compress.plan import Plan
+
+MODULE_HELP = "Code of your own instead of the component: package.module:function that returns the decoder."
+ENCODER_HELP = "What makes the decoder's inputs: package.module:function, a component, or a component folder."
+
+Module = Annotated[str | None, Parameter(help=MODULE_HELP)]
+Encoder = Annotated[str | None, Parameter(help=ENCODER_HELP)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """Flags that stand in for what a recipe names."""
+
+    images: Annotated[Path | None, Parameter(help="A folder of photographs instead of the recipe's source.")] = None
+    checkpoint: Annotated[
+        Path | None, Parameter(help="A component folder (arch.json, weights.safetensors) instead of the preset.")
+    ] = None
+    module: Module = None
+    encoder: Encoder = None
+
+
+NOTHING = Given()
+
+
+def planned(recipe: str, given: Given) -> "Plan":
+    """The plan of a recipe, by name or path, with what was given in its places.
+
+    Raises:
+        UserError: the recipe, or what was given, cannot be used.
+    """
+    from compress.own_code import named
+    from compress.plan import make_plan, with_images
+    from compress.recipe import find, read_recipe
+    from compress.store import Store, default_root
+
+    read = read_recipe(find(recipe))
+    code = None
+    if given.module is not None or given.encoder is not None:
+        code = named(
+            read.component,
+            module=given.module,
+            encoder=given.encoder,
+            checkpoint=given.checkpoint,
+            store=Store(default_root()),
+        )
+    chosen = read if given.images is None else with_images(read, given.images)
+    return make_plan(chosen, checkpoint=given.checkpoint, code=code)
