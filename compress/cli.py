@@ -15,9 +15,10 @@ from compress.errors import UserError
 
 COMMANDS = ("check", "plan", "run", "gate", "report", "methods", "doctor", "schema")
 MODELS = ("list", "show", "convert")
-MODULES = ("commands", "model_commands")  # a command is a function of one of them
+MODULES = ("commands", "model_commands", "gate_command", "weights_command")  # a command is a function of one of them
 GROUPS = {
     "models": ("Components: what comes with mdcompress, what each costs, other libraries' folders.", MODELS),
+    "weights": ("The backbones of the standard LPIPS nets, pinned by SHA-256.", ("list", "add", "verify")),
     "zoo": ("A folder of variants that passed their gates.", ("add", "list", "show", "verify")),
 }
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -100,7 +101,7 @@ def _explain(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, DataError | EvalError):
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     if isinstance(error, OSError) and error.errno in (*NO_SPACE, *NOT_OURS):
         cure = "free some space, or choose another place" if error.errno in NO_SPACE else "choose another place"
         print(f"error: {error.filename or 'output'}: {error.strerror}; {cure}", file=sys.stderr)

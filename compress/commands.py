@@ -126,34 +126,6 @@ def run(
     return 0 if outcome.passed else 1
 
 
-def gate(path: Path, *, recipe: str, given: Given = NOTHING, as_json: Json = False) -> int:
-    """Judge a variant folder or an exported file by a recipe's gates, against the recipe's component.
-
-    Parameters
-    ----------
-    path
-        A variant folder (arch.json, weights.safetensors), a run directory, or an exported file.
-    recipe
-        The recipe whose gates and photographs are used.
-    given
-        Photographs, and the component to judge against, in the place of the recipe's.
-    as_json
-        Print JSON, for scripts.
-    """
-    from compress import drawing
-    from compress.standalone_gate import judge_path
-    from eval import gates
-
-    made = planned(recipe, given)
-    with drawing.Drawer(drawing.console(stderr=True)) as drawer:
-        verdicts = judge_path(path, made, drawer)
-    if as_json:
-        _print_json([gates.to_json(v) for v in verdicts])
-    else:
-        drawing.print_verdicts(drawing.console(), verdicts)
-    return 0 if all(v.passed for v in verdicts) else 1
-
-
 def report(run_folder: Path, *, as_json: Json = False) -> int:
     """Show the verdicts of a run and where its report is.
 

@@ -1,5 +1,6 @@
 """What the terminal shows: progress with time left, plain lines in CI, tables."""
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,8 @@ def gate_words(verdict: "Verdict") -> str:
     name = f"{verdict.metric} ({verdict.net})" if verdict.net else verdict.metric
     owner = "reference's " if verdict.of == "reference" else ""
     kind = verdict.kind.removeprefix("max_") if verdict.kind not in ("min", "max") else ""
-    return f"{owner}{name}, {verdict.statistic} {kind}".rstrip()
+    stored = " (to baseline)" if verdict.against == "baseline" else ""
+    return f"{owner}{name}, {verdict.statistic} {kind}".rstrip() + stored
 
 
 class Drawer:
@@ -88,6 +90,11 @@ class Drawer:
             time_left = "" if left is None else f", about {left:.0f} s left"
             line = f" progress  {event.name} {event.done}/{event.total} {event.text}{time_left}"
             self.console.print(line, highlight=False, markup=False)
+
+
+def print_json(data: Any) -> None:
+    """JSON on the output stream, as it is."""
+    Console().out(json.dumps(data, indent=1, allow_nan=False, default=str), highlight=False)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numeric: Sequence[str] = ()) -> Table:

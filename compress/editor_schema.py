@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from compress import registry
-from compress.written import LIMITS, RELATIVE_LIMITS, Gate, Order, Whole
+from compress.written import LIMITS, RELATIVE_LIMITS, WINDOW, Gate, Order, Whole
 
 Json = dict[str, Any]
 
@@ -66,10 +66,12 @@ def _choice(key: str, name: str, config: Json, extra: Json | None) -> Json:
 
 def _gate(name: str, gate: Json) -> Json:
     traits = registry.metric_traits(name)
-    absent = [limit for limit in LIMITS if limit not in traits.limits]
+    known = [limit for limit in LIMITS if limit in traits.limits or (traits.sampled and limit in WINDOW)]
+    absent = [limit for limit in LIMITS if limit not in known]
     properties = {key: value for key, value in gate["properties"].items() if key not in absent}
     properties["metric"] = {"const": name, "description": properties["metric"].get("description", "")}
-    for limit in traits.limits:
+    properties["against"] = {**properties["against"], "enum": ["reference", "ground_truth"]}  # a baseline: gates files
+    for limit in (*known, "max_gain"):
         properties[limit] = _not_null(properties[limit])
     if traits.needs_net:
         properties["net"] = {**_not_null(properties["net"]), "default": "st-alex"}
@@ -77,21 +79,31 @@ def _gate(name: str, gate: Json) -> Json:
         del properties["net"]
     if not traits.of_images:
         properties |= {"of": {"const": "candidate"}, "against": {"const": "reference"}}
+    if not traits.sampled:
         properties["statistic"] = {"enum": ["mean", "median"], "default": "mean"}
         properties |= {limit: {**properties[limit], "exclusiveMinimum": 0} for limit in traits.limits}
     return {
         **gate,
         "title": name,
         "properties": properties,
-        "oneOf": [_only(limit, traits.limits) for limit in traits.limits],
+        "oneOf": _limit_choices(traits, known),
     }
 
 
-def _only(limit: str, limits: Sequence[str]) -> Json:
-    """One limit and none beside it: relative ones of candidate to reference, none of the reference to itself."""
+def _limit_choices(traits: registry.MetricTraits, known: Sequence[str]) -> list[Json]:
+    """Each limit that fits the metric by itself; and of what is sampled, a window of min and max."""
+    single = [limit for limit in traits.limits if traits.of_images or not traits.sampled or limit in WINDOW]
+    choices = [_only((limit,), known) for limit in single]
+    return [*choices, _only(WINDOW, known)] if traits.sampled else choices
+
+
+def _only(wanted: Sequence[str], limits: Sequence[str]) -> Json:
+    """These limits and none beside them: relative ones of candidate to reference, none of the reference to itself."""
     candidate = {"properties": {"of": {"const": "candidate"}}}
-    alone = {"required": [limit], "properties": {other: False for other in limits if other != limit}}
-    if limit in RELATIVE_LIMITS:
+    relative = set(wanted) <= set(RELATIVE_LIMITS)
+    others = [limit for limit in (*limits, *(() if relative else ("max_gain",))) if limit not in wanted]
+    alone = {"required": [*wanted], "properties": dict.fromkeys(others, False)}
+    if relative:
         return {**alone, "allOf": [candidate, {"properties": {"against": {"const": "reference"}}}]}
     truth = {"properties": {"against": {"const": "ground_truth"}}, "required": ["against"]}
     return {**alone, "anyOf": [candidate, truth]}

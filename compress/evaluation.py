@@ -103,7 +103,19 @@ def prepare(feed: Feed, teacher: nn.Module) -> Photographs:
 
 def specs(recipe_gates: Sequence[Gate]) -> tuple[gates.GateSpec, ...]:
     """The recipe's gates as the judge takes them."""
-    names = ("metric", "net", "against", "of", "statistic", "min", "max", "max_drop", "max_rise", "max_ratio")
+    names = (
+        "metric",
+        "net",
+        "against",
+        "of",
+        "statistic",
+        "min",
+        "max",
+        "max_drop",
+        "max_rise",
+        "max_ratio",
+        "max_gain",
+    )
     return tuple(gates.GateSpec(**{name: getattr(gate, name) for name in names}) for gate in recipe_gates)
 
 

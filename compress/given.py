@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from compress.plan import Plan
+    from compress.recipe import Recipe
 
 MODULE_HELP = "Code of your own instead of the component: package.module:function that returns the decoder."
 ENCODER_HELP = "What makes the decoder's inputs: package.module:function, a component, or a component folder."
@@ -38,20 +39,29 @@ def planned(recipe: str, given: Given) -> "Plan":
     Raises:
         UserError: the recipe, or what was given, cannot be used.
     """
+    from compress.recipe import find, read_recipe
+
+    return planned_with(read_recipe(find(recipe)), given)
+
+
+def planned_with(recipe: "Recipe", given: Given) -> "Plan":
+    """The plan of a recipe that was read, with what was given in its places.
+
+    Raises:
+        UserError: what was given cannot be used.
+    """
     from compress.own_code import named
     from compress.plan import make_plan, with_images
-    from compress.recipe import find, read_recipe
     from compress.store import Store, default_root
 
-    read = read_recipe(find(recipe))
     code = None
     if given.module is not None or given.encoder is not None:
         code = named(
-            read.component,
+            recipe.component,
             module=given.module,
             encoder=given.encoder,
             checkpoint=given.checkpoint,
             store=Store(default_root()),
         )
-    chosen = read if given.images is None else with_images(read, given.images)
+    chosen = recipe if given.images is None else with_images(recipe, given.images)
     return make_plan(chosen, checkpoint=given.checkpoint, code=code)

@@ -15,7 +15,7 @@ from compress.components import check_variant, files_of, find, kind_of, read_arc
 from compress.errors import UserError
 from compress.files import sha256
 from compress.nn import cost
-from compress.nn.affine import scale_count
+from compress.nn.affine import stored_bytes
 from compress.nn.qmodules import quantizable
 from compress.nn.structure import example_inputs
 from compress.own_code import Code
@@ -226,12 +226,12 @@ def _span(values: list[int]) -> Span:
 
 
 def _bytes_saved(module: nn.Module, prediction: Prediction) -> int:
-    """What quantizing the weights will save: float32 weights against packed integers and their float32 scales."""
+    """What quantizing the weights will save: float32 weights against packed codes and their scales or tables."""
     if prediction.granularity is None:
         return 0
     saved = 0
     for name, layer in quantizable(module).items():
         if not any(fnmatchcase(name, pattern) for pattern in prediction.in_float):
-            packed = -(-layer.weight.numel() * prediction.weight_bits // 8)
-            saved += 4 * layer.weight.numel() - packed - 4 * scale_count(layer.weight, prediction.granularity)
+            stored = stored_bytes(layer.weight.shape, bits=prediction.weight_bits, granularity=prediction.granularity)
+            saved += 4 * layer.weight.numel() - stored
     return saved

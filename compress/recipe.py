@@ -86,7 +86,7 @@ def read_recipe(path: Path | str) -> Recipe:
         RecipeError: the message has every mistake, one a line.
     """
     path = Path(path)
-    reading = _Reading(read_document(path))
+    reading = Reading(read_document(path))
     whole = reading.validated(Whole, reading.written, ())
     stages = [_stage(reading, index, entry) for index, entry in enumerate(reading.listed("stages"))]
     gates = [reading.validated(Gate, entry, ("gates", index)) for index, entry in enumerate(reading.listed("gates"))]
@@ -94,6 +94,11 @@ def read_recipe(path: Path | str) -> Recipe:
     _check_order(reading)
     _check_formats(reading)
     _check_name(reading)
+    for index, gate in enumerate(gates):
+        if gate and gate.against == "baseline":
+            reading.note(
+                ("gates", index, "against"), "a baseline belongs to a gates file: mdcompress gate --gates FILE"
+            )
     if reading.mistakes or whole is None:
         raise RecipeError(path, reading.mistakes)
     return Recipe(
@@ -193,7 +198,7 @@ def find(name_or_path: str) -> Path:
     raise UserError(f"{name_or_path!r} is {there}{registry.did_you_mean(name_or_path, list(known))}")
 
 
-class _Reading:
+class Reading:
     """One file on its way to a recipe, and what has been found wrong with it so far."""
 
     def __init__(self, document: Document) -> None:
@@ -257,7 +262,7 @@ class _Reading:
         return None
 
 
-def _stage(reading: _Reading, index: int, entry: Any) -> PlannedConfig | None:
+def _stage(reading: Reading, index: int, entry: Any) -> PlannedConfig | None:
     location = ("stages", index)
     method = reading.chosen(location, entry, "method", registry.methods())
     if method is None:
@@ -271,7 +276,7 @@ def _stage(reading: _Reading, index: int, entry: Any) -> PlannedConfig | None:
     return PlannedConfig(method=method, config=config, out_of_order=order.out_of_order)
 
 
-def _export(reading: _Reading, index: int, entry: Any) -> PlannedExport | None:
+def _export(reading: Reading, index: int, entry: Any) -> PlannedExport | None:
     location = ("export", index)
     formats = [name.removeprefix("export.") for name in registry.names("export")]
     name = reading.chosen(location, entry, "format", formats)
@@ -288,7 +293,7 @@ def _named(entries: list[Any], key: str) -> Iterator[tuple[int, str, dict[str, A
             yield index, entry[key], entry
 
 
-def _check_order(reading: _Reading) -> None:
+def _check_order(reading: Reading) -> None:
     """Stages stand in the order of their kinds, unless they say why not; and a variant is quantized once."""
     before = quantized = ""
     for index, method, entry in _named(reading.listed("stages"), "method"):
@@ -312,7 +317,7 @@ def _rank(kind: str) -> int:
     return registry.STAGE_KINDS.index(kind)
 
 
-def _check_formats(reading: _Reading) -> None:
+def _check_formats(reading: Reading) -> None:
     seen: set[str] = set()
     for index, name, _ in _named(reading.listed("export"), "format"):
         if name in seen:
@@ -320,7 +325,7 @@ def _check_formats(reading: _Reading) -> None:
         seen.add(name)
 
 
-def _check_name(reading: _Reading) -> None:
+def _check_name(reading: Reading) -> None:
     """A recipe under recipes/ is called by its path there, so that a name in a report finds the file."""
     path, name = reading.document.path.absolute(), reading.written.get("name")
     folder = next((parent for parent in path.parents if parent.name in RECIPE_FOLDERS), None)

@@ -71,10 +71,11 @@ class Description:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricTraits:
-    """What a gate must know of a metric: which limits fit it, whether it compares images, whether it names a net."""
+    """What a gate must know of a metric: which limits fit it, what it is measured of, whether it names a net."""
 
     name: str
     of_images: bool
+    sampled: bool  # one value per picture or tensor, not one per model
     needs_net: bool
     limits: tuple[str, ...]
 
@@ -150,8 +151,8 @@ def metrics() -> list[str]:
 def metric_traits(name: str) -> MetricTraits:
     """How a metric may be judged, from the constants that its file declares; the file is parsed, not imported.
 
-    A metric of images has a `measure` function and HIGHER_IS_BETTER; any other (latency, size) is a cost, judged by
-    `max` or as a ratio to the reference.
+    TAKES says what a metric is measured of: images; tensors, which have no ground truth; or it is a cost (latency,
+    size), judged by `max` or as a ratio to the reference.
 
     Raises:
         UserError: no such metric.
@@ -160,10 +161,16 @@ def metric_traits(name: str) -> MetricTraits:
     if name not in known:
         raise UserError(f"no metric {name!r}{did_you_mean(name, known)}")
     tree = _parsed(f"eval.metrics.{name}")
-    of_images = any(isinstance(node, ast.FunctionDef) and node.name == "measure" for node in tree.body)
+    takes = _constant(tree, "TAKES")
     higher = _constant(tree, "HIGHER_IS_BETTER") is True
-    limits = (("min", "max_drop") if higher else ("max", "max_rise")) if of_images else ("max", "max_ratio")
-    return MetricTraits(name=name, of_images=of_images, needs_net=_constant(tree, "NEEDS_NET") is True, limits=limits)
+    limits = ("min", "max_drop") if higher else ("max", "max_rise")
+    return MetricTraits(
+        name=name,
+        of_images=takes == "images",
+        sampled=takes in ("images", "tensors"),
+        needs_net=_constant(tree, "NEEDS_NET") is True,
+        limits=limits if takes in ("images", "tensors") else ("max", "max_ratio"),
+    )
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

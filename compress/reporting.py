@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ def write_report(
         title=plan.recipe.name,
         component=plan.recipe.component,
         passed=all(v.passed for v in verdicts),
-        verdicts=tuple(_verdict_row(v) for v in verdicts),
+        verdicts=tuple(verdict_row(v) for v in verdicts),
         facts=_facts(measured, shipped),
         stages=tuple(_stage_row(s, _teacher_ms(measured)) for s in measured.stages),
         lpips_net=next((m.net for m in measurements if m.metric == "lpips"), None),
@@ -80,8 +80,10 @@ def values_of(measurements: Sequence[Measurement], metric: str, of: str = "candi
     return ()
 
 
-def _verdict_row(v: gates.Verdict) -> records.VerdictRow:
-    return records.VerdictRow(**asdict(v))
+def verdict_row(v: gates.Verdict) -> records.VerdictRow:
+    """A verdict as the report draws it."""
+    shown = {field.name for field in fields(records.VerdictRow)}
+    return records.VerdictRow(**{name: value for name, value in asdict(v).items() if name in shown})
 
 
 def _facts(measured: Measured, shipped: Exported | None) -> tuple[records.Fact, ...]:

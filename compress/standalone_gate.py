@@ -1,64 +1,242 @@
-"""A recipe's gates on something that already exists: a variant folder, a run, or an exported file."""
+"""Gates on something that already exists: a variant folder, a run, an exported file, a zoo entry."""
 
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compress import evaluation
+import torch
+
+from compress import evaluation, registry
 from compress.components import load_variant
 from compress.errors import UserError
-from compress.export_stage import format_of, judge_file, teacher_file
+from compress.export_stage import format_of, teacher_file
+from compress.files import read_json, sha256, write_tensors
 from compress.nn import cost
-from compress.nn.batches import outputs, take
+from compress.nn.batches import named, outputs, take
 from compress.plan import Plan
-from compress.records import Variant
+from compress.records import Inputs, Variant
 from compress.runs import Emit, Event
 from compress.store import Store, default_root
+from eval import baseline as baselines
 from eval import compare, gates
+from eval.metrics import latency, peak_memory
 
 
-def judge_path(path: Path, plan: Plan, tell: Emit) -> tuple[gates.Verdict, ...]:
-    """Verdicts on whatever is at `path`, against the recipe's component on the recipe's photographs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What candidates are judged against, decoded and measured once."""
 
-    Raises:
-        UserError: nothing there that can be judged; says what can.
-    """
-    folder = path / "variant" if (path / "variant" / "arch.json").exists() else path
-    if not (folder / "arch.json").exists() and not path.is_file():
-        raise UserError(
-            f"{path}: nothing to judge; give a variant folder (arch.json), a run directory, or an exported file"
+    plan: Plan
+    teacher: Variant
+    photographs: evaluation.Photographs
+    specs: tuple[gates.GateSpec, ...]
+    of_teacher: tuple[compare.Measurement, ...]
+
+    @property
+    def example(self) -> Inputs:
+        """The inputs of one call."""
+        return take(self.photographs.inputs, 0, 1)
+
+    @property
+    def conditions(self) -> baselines.Conditions:
+        """What the numbers depend on besides the candidate."""
+        height, width = self.photographs.truth.shape[2:]
+        return baselines.Conditions(
+            data=self.photographs.digest,
+            resolution=f"{width}x{height}",
+            reference=self.plan.teacher_key,
+            host=latency.host(),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Taken:
+    """One candidate, run and measured."""
+
+    subject: str  # "variant", "onnx"
+    path: Path
+    outputs: torch.Tensor  # [n, 3, h, w]
+    measurements: tuple[compare.Measurement, ...]
+    latency: latency.LatencyRatio | None  # None: no gate asks for it
+    sizes: gates.Sizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judged:
+    """One candidate and what its gates say."""
+
+    taken: Taken
+    now: baselines.Baseline
+    verdicts: tuple[gates.Verdict, ...]
+
+    def without_baseline(self) -> "Judged":
+        """The same without the gates against a baseline, for when it is about to be replaced."""
+        return replace(self, verdicts=tuple(v for v in self.verdicts if v.against != "baseline"))
+
+
+def prepare(plan: Plan, tell: Emit) -> Case:
+    """Decode the teacher's pictures and measure them."""
     tell(Event(kind="started", name="decoding the teacher's pictures"))
     teacher = load_variant(plan.teacher, plan.recipe.component, origins=plan.origins)
     photographs = evaluation.prepare(evaluation.feed_of(plan), teacher.module)
-    metrics = evaluation.image_metrics(evaluation.specs(plan.recipe.gates))
-    tell(Event(kind="started", name="measuring and timing"))
-    if path.is_file():
-        format_name = format_of(path)
-        reference = teacher_file(plan, Store(default_root()), format_name, teacher, take(photographs.inputs, 0, 1))
-        of_teacher = evaluation.measure(photographs, photographs.reference, metrics, "ground_truth")
-        return judge_file(plan, path, reference, photographs, of_teacher).verdicts
-    variant = load_variant(folder, origins=plan.origins)
-    of_teacher = evaluation.measure(photographs, photographs.reference, metrics, "ground_truth")
-    return _judge_variant(variant, teacher, plan, photographs, of_teacher)
-
-
-def _judge_variant(
-    variant: Variant,
-    teacher: Variant,
-    plan: Plan,
-    photographs: evaluation.Photographs,
-    of_teacher: tuple[compare.Measurement, ...],
-) -> tuple[gates.Verdict, ...]:
     specs = evaluation.specs(plan.recipe.gates)
-    pictures = outputs(variant.module, photographs.inputs)
-    example = take(photographs.inputs, 0, 1)
-    seconds = evaluation.JUDGED_LATENCY_SECONDS
-    return gates.judge(
-        specs,
-        evaluation.complete(photographs, pictures, specs, of_teacher),
+    metrics = evaluation.image_metrics(specs)
+    of_teacher = evaluation.measure(photographs, photographs.reference, metrics, "ground_truth")
+    return Case(plan=plan, teacher=teacher, photographs=photographs, specs=specs, of_teacher=of_teacher)
+
+
+def judge_path(path: Path, case: Case, tell: Emit, baseline: Path | None = None) -> tuple[Judged, ...]:
+    """Verdicts on whatever is at `path`: one candidate, or every file of a zoo entry.
+
+    Args:
+        path: A variant folder, a run directory, an exported file or a zoo entry.
+        case: What it is judged against.
+        tell: Told of everything that happens.
+        baseline: A baseline file or a zoo entry, for gates against a baseline.
+
+    Raises:
+        UserError: nothing there that can be judged; says what can. A zoo entry's file is not the one listed.
+        EvalError: the baseline cannot be read.
+    """
+    taken = [take_path(target, case, tell) for target in candidates(path)]
+    wanted = any(spec.against == "baseline" for spec in case.specs)
+    stored = stored_baselines(baseline, case, tell) if wanted and baseline is not None else {}
+    return tuple(_judged(case, one, stored) for one in taken)
+
+
+def _judged(case: Case, taken: Taken, stored: dict[str, baselines.Baseline]) -> Judged:
+    conditions, before = case.conditions, stored.get(taken.subject)
+    comparison = None if before is None else baselines.Comparison(stored=before, now=conditions)
+    verdicts = gates.judge(
+        case.specs,
+        taken.measurements,
+        subject=taken.subject,
+        latency=taken.latency,
+        sizes=taken.sizes,
+        baseline=comparison,
+    )
+    now = baselines.of_now(conditions, taken.measurements, latency=taken.latency, sizes=taken.sizes)
+    return Judged(taken=taken, now=now, verdicts=verdicts)
+
+
+def stored_baselines(path: Path, case: Case, tell: Emit) -> dict[str, baselines.Baseline]:
+    """The baselines in a file; or those of a zoo entry, whose files are measured here and now.
+
+    Raises:
+        UserError, EvalError: it cannot be read.
+    """
+    if not path.is_dir():
+        return baselines.read(path)
+    taken = [take_path(target, case, tell) for target in candidates(path)]
+    return {
+        one.subject: baselines.of_now(case.conditions, one.measurements, latency=one.latency, sizes=one.sizes)
+        for one in taken
+    }
+
+
+def candidates(path: Path) -> tuple[Path, ...]:
+    """The folder or files that a path stands for.
+
+    Raises:
+        UserError: there is nothing that can be judged; or a file of a zoo entry is not the one that it lists.
+    """
+    if (path / "card.json").exists():
+        return tuple(
+            _listed(path, name, entry) for name, entry in sorted(read_json(path / "card.json")["files"].items())
+        )
+    folder = path / "variant" if (path / "variant" / "arch.json").exists() else path
+    if not (folder / "arch.json").exists() and not path.is_file():
+        raise UserError(
+            f"{path}: nothing to judge; give a variant folder (arch.json), a run directory, an exported file, or a zoo "
+            "entry (card.json)"
+        )
+    return (folder,)
+
+
+def _listed(entry: Path, name: str, listed: dict[str, object]) -> Path:
+    path = entry / name
+    if not path.is_file() or sha256(path) != listed["sha256"]:
+        raise UserError(
+            f"{path} is missing or stale: it is not the file that {entry / 'card.json'} lists; pull it again"
+        )
+    return path
+
+
+def take_path(path: Path, case: Case, tell: Emit) -> Taken:
+    """Run and measure one candidate: a component folder in torch, a file in its own runtime."""
+    tell(Event(kind="started", name=f"measuring {path.name}"))
+    taken = _take_file(path, case) if path.is_file() else _take_variant(path, case)
+    if not _asked(case.specs, "peak_memory"):
+        return taken
+    tell(Event(kind="started", name="measuring memory in processes of their own"))
+    return _with_peaks(taken, case)
+
+
+def _asked(specs: Sequence[gates.GateSpec], metric: str) -> bool:
+    return any(spec.metric == metric for spec in specs)
+
+
+def _take_variant(folder: Path, case: Case) -> Taken:
+    variant = load_variant(folder, origins=case.plan.origins)
+    pictures = outputs(variant.module, case.photographs.inputs)
+    taken = None
+    if _asked(case.specs, "latency"):
+        seconds = evaluation.JUDGED_LATENCY_SECONDS
+        taken = evaluation.torch_latency(case.teacher.module, variant.module, case.example, seconds)
+    return Taken(
         subject="variant",
-        latency=evaluation.torch_latency(teacher.module, variant.module, example, seconds),
+        path=folder,
+        outputs=pictures,
+        measurements=evaluation.complete(case.photographs, pictures, case.specs, case.of_teacher),
+        latency=taken,
         sizes=gates.Sizes(
-            candidate_bytes=cost.measure(variant.module, example).weight_bytes,
-            reference_bytes=cost.measure(teacher.module, example).weight_bytes,
+            candidate_bytes=cost.measure(variant.module, case.example).weight_bytes,
+            reference_bytes=cost.measure(case.teacher.module, case.example).weight_bytes,
         ),
     )
+
+
+def _take_file(path: Path, case: Case) -> Taken:
+    name, example, threads = format_of(path), case.example, torch.get_num_threads()
+    exporter = registry.load(f"export.{name}")
+    reference = _teacher_file(case, name)
+    candidate = exporter.load(path, threads=threads)
+    pictures = outputs(candidate, case.photographs.inputs, 1)
+    taken = None
+    if _asked(case.specs, "latency"):
+        theirs = exporter.load(reference, threads=threads)
+        taken = latency.paired_ratio(
+            lambda: theirs(*example),
+            lambda: candidate(*example),
+            sampling=latency.Sampling(seconds=evaluation.JUDGED_LATENCY_SECONDS),
+            runtime=exporter.RUNTIME,
+            threads=threads,
+        )
+    return Taken(
+        subject=name,
+        path=path,
+        outputs=pictures,
+        measurements=evaluation.complete(case.photographs, pictures, case.specs, case.of_teacher),
+        latency=taken,
+        sizes=gates.Sizes(candidate_bytes=path.stat().st_size, reference_bytes=reference.stat().st_size),
+    )
+
+
+def _teacher_file(case: Case, format_name: str) -> Path:
+    return teacher_file(case.plan, Store(default_root()), format_name, case.teacher, case.example)
+
+
+def _with_peaks(taken: Taken, case: Case) -> Taken:
+    """The memory of both at their peaks, each in a process of its own."""
+    file = taken.path.is_file()
+    function = f"compress.memory_child:{'artifact' if file else 'variant'}"
+    reference = _teacher_file(case, taken.subject) if file else case.plan.teacher
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = Path(folder) / "inputs.safetensors"
+        write_tensors(inputs, named(case.example))
+        ours, theirs = (
+            peak_memory.measured(function, [str(model.resolve()), str(inputs)]).added
+            for model in (taken.path, reference)
+        )
+    return replace(taken, sizes=taken.sizes._replace(candidate_peak=ours, reference_peak=theirs))

@@ -10,6 +10,7 @@ from compress.schema import Schema
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$"
 LIMITS = ("min", "max", "max_drop", "max_rise", "max_ratio")
+WINDOW = ("min", "max")
 RELATIVE_LIMITS = ("max_drop", "max_rise", "max_ratio")
 
 Net = Literal["st-alex", "alex", "vgg", "squeeze"]
@@ -49,7 +50,7 @@ class Gate(Schema):
         default_factory=_default_net,
         description="LPIPS only: the network that compares; never substituted",
     )
-    against: Literal["reference", "ground_truth"] = "reference"
+    against: Literal["reference", "ground_truth", "baseline"] = "reference"
     of: Literal["candidate", "reference"] = "candidate"
     statistic: Literal["mean", "median", "p5", "worst"] = Field("mean", description="p5: the bad tail")
     min: float | None = Field(None, description="smallest allowed value")
@@ -57,6 +58,9 @@ class Gate(Schema):
     max_drop: float | None = Field(None, description="largest allowed drop below the reference, both to ground truth")
     max_rise: float | None = Field(None, description="largest allowed rise above the reference, both to ground truth")
     max_ratio: float | None = Field(None, description="candidate over reference")
+    max_gain: float | None = Field(
+        None, ge=0, description="beside a drop, rise or ratio: how much better is still believed"
+    )
 
     @field_validator("metric")
     @classmethod
@@ -98,7 +102,7 @@ class Gate(Schema):
     @classmethod
     def _statistic_fits(cls, statistic: str, info: ValidationInfo) -> str:
         traits = _traits_of(info.data)
-        if traits and not traits.of_images and statistic in ("p5", "worst"):
+        if traits and not traits.sampled and statistic in ("p5", "worst"):
             raise ValueError(f"{traits.name} is one number for the variant, not one per picture; leave statistic out")
         return statistic
 
@@ -108,13 +112,13 @@ class Gate(Schema):
         traits = _traits_of(info.data)
         if limit is None or traits is None:
             return limit
-        if info.field_name not in traits.limits:
+        if info.field_name not in traits.limits and not (traits.sampled and info.field_name in WINDOW):
             raise ValueError(
                 f"{traits.name} takes no {info.field_name}; limits that fit it: {', '.join(traits.limits)}"
             )
-        if not traits.of_images and limit <= 0:
+        if not traits.sampled and limit <= 0:
             raise ValueError(f"must be above 0, not {limit}")
-        plain = info.data.get("against") == "reference" and info.data.get("of") == "candidate"
+        plain = info.data.get("against") in ("reference", "baseline") and info.data.get("of") == "candidate"
         if "against" in info.data and "of" in info.data and info.field_name in RELATIVE_LIMITS and not plain:
             raise ValueError(
                 f"{info.field_name} compares the candidate with the reference; leave out 'of' and 'against', "
@@ -125,10 +129,26 @@ class Gate(Schema):
     @model_validator(mode="after")
     def _one_limit(self) -> "Gate":
         given = [name for name in LIMITS if getattr(self, name) is not None]
-        if len(given) != 1:
-            fitting = ", ".join(registry.metric_traits(self.metric).limits)
-            found = " and ".join(given) or "none"
+        traits = registry.metric_traits(self.metric)
+        if len(given) != 1 and not (traits.sampled and given == [*WINDOW]):
+            fitting, found = ", ".join(traits.limits), " and ".join(given) or "none"
             raise ValueError(f"a gate has exactly one limit, here {found}; limits that fit {self.metric}: {fitting}")
+        if given[0] not in traits.limits and given != [*WINDOW]:
+            raise ValueError(
+                f"{self.metric} takes no {given[0]} but in a window of min and max; limits that fit it: "
+                f"{', '.join(traits.limits)}"
+            )
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}: nothing could pass")
+        if self.max_gain is not None and given[0] not in RELATIVE_LIMITS:
+            raise ValueError(f"max_gain stands beside {', '.join(RELATIVE_LIMITS)}, not beside {given[0]}")
+        return self._sets_fit(traits, given[0])
+
+    def _sets_fit(self, traits: registry.MetricTraits, limit: str) -> "Gate":
+        if self.against == "baseline" and limit not in RELATIVE_LIMITS:
+            raise ValueError(f"{limit} says nothing of a baseline; use {', '.join(RELATIVE_LIMITS)}")
+        if self.against == "reference" and traits.sampled and not traits.of_images and limit in RELATIVE_LIMITS:
+            raise ValueError(f"{self.metric} is a distance from the reference already; use {traits.limits[0]}")
         return self
 
 

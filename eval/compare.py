@@ -1,10 +1,12 @@
 """Three sets of the same pictures, measured: candidate and reference to the ground truth, and to each other.
 
 A picture that cannot be measured (NaN, a wrong range, a flat colour, a wrong size) has the value NaN and a text that
-says what it looks like; it is never an exception, and a gate never passes it.
+says what it looks like; it is never an exception, and a gate never passes it. One that can be measured but looks
+shifted, mirrored, swapped or the like has its value and the text (see eval.diagnosis).
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -12,9 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from eval import diagnosis
 from eval import metrics as registry
 from eval.errors import EvalError
-from eval.metrics import _images
+from eval.metrics import _images, _tensors
 
 Of = Literal["candidate", "reference"]
 Against = Literal["ground_truth", "reference"]
@@ -27,7 +30,7 @@ PAIRS: tuple[tuple[Of, Against], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """An image metric and, where it needs one, its net."""
+    """A metric of pictures or tensors and, where it needs one, its net."""
 
     name: str
     net: str | None = None
@@ -35,7 +38,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One metric of one pair of image sets: a value per image, in the order of the images."""
+    """One metric of one pair of sets: a value per image (or other sample), in the order of the images."""
 
     metric: str
     net: str | None
@@ -44,7 +47,25 @@ class Measurement:
     of: Of
     against: Against
     values: tuple[float, ...]
-    problem: str | None = None  # what the images behind NaN values look like
+    problems: tuple[str | None, ...] = ()  # per image: what it looks like where it is not as it should be
+    definition: str = ""  # of the metric; numbers of two definitions are not compared
+    net_digest: str | None = None  # SHA-256 of the net's weights
+
+    @property
+    def problem(self) -> str | None:
+        """The kinds of problem, each with an example and the number of images; None where there is none."""
+        kinds: dict[str, list[str]] = {}
+        for text in self.problems:
+            if text:
+                kinds.setdefault(re.sub(r"[-+]?\d[\d.]*", "", text), []).append(text)
+        counted = [f"{texts[0]} ({len(texts)} of {len(self.problems)} images)" for texts in kinds.values()]
+        return "; ".join(counted) or None
+
+    @property
+    def broken(self) -> int:
+        """Images with a problem, or without a number."""
+        problems = self.problems or (None,) * len(self.values)
+        return sum(text is not None or math.isnan(v) for text, v in zip(problems, self.values, strict=True))
 
 
 def compare(
@@ -69,10 +90,54 @@ def compare(
     """
     _images.check_pair(ground_truth, ground_truth)
     sets = {"ground_truth": ground_truth, "reference": reference, "candidate": candidate}
-    problems = {name: _problems(images, ground_truth) for name, images in sets.items()}
+    unusable = {name: _unusable(images, ground_truth) for name, images in sets.items()}
+    looks: dict[str, list[str | None]] = {
+        "ground_truth": [None] * len(ground_truth),
+        "reference": _looks(ground_truth, reference, unusable["reference"]),
+    }
+    sound = all(text is None for text in (*unusable["reference"], *looks["reference"]))
+    looks["candidate"] = _looks(reference if sound else ground_truth, candidate, unusable["candidate"])
     return tuple(
-        _measured(metric, of, against, sets=sets, problems=problems) for metric in metrics for of, against in pairs
+        _measured(metric, of, against, sets=sets, unusable=unusable, looks=looks)
+        for metric in metrics
+        for of, against in pairs
     )
+
+
+def compare_tensors(reference: Tensor, candidate: Tensor, metrics: Sequence[Metric]) -> tuple[Measurement, ...]:
+    """Measure one batch of latents, embeddings or the like: the candidate against the reference.
+
+    Args:
+        reference: What the reference made of the inputs [n, ...].
+        candidate: What the candidate made of the same.
+        metrics: What to measure.
+
+    Raises:
+        EvalError: a metric compares no tensors, or the reference itself is not finite.
+    """
+    _tensors.check_pair(reference, reference)
+    alike = candidate.shape == reference.shape
+    shape = f"candidate has shape {list(candidate.shape)} where {list(reference.shape)} is expected"
+    texts = [_tensors.describe(one) for one in candidate] if alike else []
+    problems = [text and f"candidate has {text}" for text in texts] if alike else [shape] * len(reference)
+    found = []
+    for metric in metrics:
+        module = registry.get(metric.name)
+        if registry.takes(metric.name) != "tensors":
+            raise EvalError(f"{metric.name} does not compare tensors; those that do: {', '.join(tensor_metrics())}")
+        values = [math.nan] * len(reference)
+        usable = [index for index, text in enumerate(problems) if text is None]
+        if usable:
+            measured = module.measure(reference[usable], candidate[usable].to(reference.device))
+            for index, value in zip(usable, measured.tolist(), strict=True):
+                values[index] = value
+        found.append(_record(metric, "candidate", "reference", values, problems))
+    return tuple(found)
+
+
+def tensor_metrics() -> tuple[str, ...]:
+    """The metrics that compare tensors."""
+    return tuple(name for name in registry.names() if registry.takes(name) == "tensors")
 
 
 def joined(batches: Iterable[Sequence[Measurement]]) -> tuple[Measurement, ...]:
@@ -95,6 +160,7 @@ def joined(batches: Iterable[Sequence[Measurement]]) -> tuple[Measurement, ...]:
 def to_json(measurement: Measurement) -> dict[str, Any]:
     """A record for a JSON line: +inf as {"value": null, "exact": true}, NaN the same with false."""
     record: dict[str, Any] = {field.name: getattr(measurement, field.name) for field in fields(measurement)}
+    record["problems"] = list(measurement.problems)
     record["values"] = [
         value if math.isfinite(value) else {"value": None, "exact": value == math.inf} for value in measurement.values
     ]
@@ -111,7 +177,7 @@ def from_json(record: Mapping[str, Any]) -> Measurement:
     if set(record) != known:
         raise EvalError(f"not a measurement: keys {sorted(set(record) ^ known)} are missing or unknown")
     values = tuple(_number(value) for value in record["values"])
-    return Measurement(**{**record, "values": values})
+    return Measurement(**{**record, "values": values, "problems": tuple(record["problems"])})
 
 
 def _number(value: float | Mapping[str, Any]) -> float:
@@ -121,49 +187,78 @@ def _number(value: float | Mapping[str, Any]) -> float:
 
 
 def _identity(measurement: Measurement) -> Measurement:
-    return replace(measurement, values=(), problem=None)
+    return replace(measurement, values=(), problems=())
 
 
 def _appended(one: Measurement, more: Measurement) -> Measurement:
-    texts = dict.fromkeys(text for text in (one.problem, more.problem) if text)
-    return replace(one, values=one.values + more.values, problem="; ".join(texts) or None)
+    return replace(one, values=one.values + more.values, problems=one.problems + more.problems)
 
 
-def _problems(images: Tensor, truth: Tensor) -> list[str | None]:
-    """What is wrong with each image, None where nothing is."""
+def _unusable(images: Tensor, truth: Tensor) -> list[str | None]:
+    """Why each image cannot be measured, None where it can."""
     if images.shape != truth.shape:
         return [f"shape {list(images.shape)} where {list(truth.shape)} is expected"] * len(truth)
-    return [_problem(image, original) for image, original in zip(images, truth, strict=True)]
+    return [diagnosis.broken(original, image) for original, image in zip(truth, images, strict=True)]
 
 
-def _problem(image: Tensor, original: Tensor) -> str | None:
-    found = _images.describe_values(image)
-    if found is None and _flat(image) and not _flat(original):
-        colour = ", ".join(f"{value:.3g}" for value in image[:, 0, 0].tolist())
-        return f"a constant image (every pixel is {colour}) of an original that has detail"
-    return found
-
-
-def _flat(image: Tensor) -> bool:
-    return bool((image.amax((1, 2)) == image.amin((1, 2))).all())
+def _looks(originals: Tensor, images: Tensor, unusable: Sequence[str | None]) -> list[str | None]:
+    """What each measurable image looks like, None where nothing is suspected."""
+    if originals is images or any(text and text.startswith("shape") for text in unusable):
+        return [None] * len(unusable)
+    usable = [index for index, text in enumerate(unusable) if text is None]
+    found = dict.fromkeys(range(len(unusable)))
+    mixed = diagnosis.another([originals[i] for i in usable], [images[i] for i in usable])
+    for place, index in enumerate(usable):
+        if place in mixed:
+            found[index] = f"another image of the set (number {usable[mixed[place]]}): their order is wrong"
+        else:
+            found[index] = diagnosis.likeness(originals[index], images[index])
+    return list(found.values())
 
 
 def _measured(
-    metric: Metric, of: Of, against: Against, *, sets: Mapping[str, Tensor], problems: Mapping[str, list[str | None]]
+    metric: Metric,
+    of: Of,
+    against: Against,
+    *,
+    sets: Mapping[str, Tensor],
+    unusable: Mapping[str, Sequence[str | None]],
+    looks: Mapping[str, Sequence[str | None]],
 ) -> Measurement:
     module = registry.get(metric.name)
     if not registry.is_image_metric(metric.name):
         raise EvalError(f"{metric.name} does not compare images; it is measured by eval.metrics.{metric.name}")
-    bad = {name: [text for text in problems[name] if text] for name in (of, against)}
-    usable = [i for i, pair in enumerate(zip(problems[of], problems[against], strict=True)) if pair == (None, None)]
-    values = [math.nan] * len(problems[of])
+    usable = [i for i, pair in enumerate(zip(unusable[of], unusable[against], strict=True)) if pair == (None, None)]
+    values = [math.nan] * len(unusable[of])
     if usable:
         device = sets["ground_truth"].device
         index = torch.tensor(usable)
         first, second = (sets[name][index.to(sets[name].device)].to(device) for name in (against, of))
         for i, value in zip(usable, module.measure(first, second, net=metric.net).tolist(), strict=True):
             values[i] = value
-    texts = [f"{name} has {found[0]} ({len(found)} of {len(values)} images)" for name, found in bad.items() if found]
+    problems = [_described((of, against), unusable, looks, i) for i in range(len(values))]
+    return _record(metric, of, against, values, problems)
+
+
+def _described(
+    pair: tuple[str, str],
+    unusable: Mapping[str, Sequence[str | None]],
+    looks: Mapping[str, Sequence[str | None]],
+    index: int,
+) -> str | None:
+    for name in pair:
+        if unusable[name][index]:
+            return f"{name} has {unusable[name][index]}"
+    for name in pair:
+        if looks[name][index]:
+            return f"{name} looks broken: {looks[name][index]}"
+    return None
+
+
+def _record(
+    metric: Metric, of: Of, against: Against, values: Sequence[float], problems: Sequence[str | None]
+) -> Measurement:
+    module = registry.get(metric.name)
     return Measurement(
         metric=metric.name,
         net=metric.net,
@@ -172,5 +267,7 @@ def _measured(
         of=of,
         against=against,
         values=tuple(values),
-        problem="; ".join(texts) or None,
+        problems=tuple(problems),
+        definition=module.DEFINITION,
+        net_digest=module.digest(metric.net) if module.NEEDS_NET else None,
     )

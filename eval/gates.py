@@ -2,113 +2,64 @@
 
 A gate that cannot be judged has failed: NaN, a metric that was not measured, a latency or a size that nobody took.
 Every gate on a drop or rise from the reference also puts a floor under the reference itself (`FLOORS`), because a drop
-of 0 dB from a broken reference proves nothing.
+of 0 dB from a broken reference proves nothing; and where pictures were judged, one more verdict (`SANITY`) says whether
+any of them looks broken, whatever its numbers are.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
 
+from eval import gate_findings as findings
 from eval import metrics as registry
-from eval import stats
-from eval.compare import Against, Measurement, Metric, Of
-from eval.errors import EvalError, unknown
+from eval.baseline import Comparison
+from eval.compare import Measurement, Metric
+from eval.errors import EvalError
+from eval.gate_findings import Finding, named
+from eval.gate_records import (
+    DEFAULT_NET,
+    KINDS,
+    GateSpec,
+    Kind,
+    Sizes,
+    Verdict,
+    from_json,
+    net_of,
+    to_json,
+)
+from eval.gate_rules import problems
 from eval.metrics.latency import LatencyRatio
 
-Kind = Literal["min", "max", "max_drop", "max_rise", "max_ratio"]
-KINDS: tuple[Kind, ...] = ("min", "max", "max_drop", "max_rise", "max_ratio")
-DEFAULT_NET = "st-alex"
+__all__ = [
+    "DEFAULT_NET",
+    "FLOORS",
+    "KINDS",
+    "SANITY",
+    "GateSpec",
+    "Kind",
+    "Sizes",
+    "Verdict",
+    "floors",
+    "from_json",
+    "judge",
+    "metrics_of",
+    "problems",
+    "to_json",
+]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateSpec:
-    """One gate. Exactly one of the five limits is given.
-
-    `min` and `max` bound the measured value itself; `max_drop` and `max_rise` how much worse than the reference the
-    candidate is, image by image, both measured to the ground truth; `max_ratio` candidate over reference.
-    """
-
-    metric: str
-    net: str | None = None  # LPIPS only; None is DEFAULT_NET
-    against: Against = "reference"
-    of: Of = "candidate"
-    statistic: str = "mean"  # of images; latency is always judged by its median, size by its total
-    min: float | None = None
-    max: float | None = None  # latency: ms; size: bytes
-    max_drop: float | None = None
-    max_rise: float | None = None
-    max_ratio: float | None = None
-    runtime: str | None = None  # latency: the runtime it must have been measured in
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What a gate said. `value` is None where there is none: NaN, not measured, or an exact match (then `exact`)."""
-
-    subject: str  # "variant", "onnx", ...
-    metric: str
-    net: str | None
-    statistic: str
-    of: Of
-    against: Against | Literal["requested"]  # requested: a stage's promise, not a picture
-    kind: Kind
-    value: float | None
-    limit: float
-    passed: bool
-    unit: str
-    reason: str
-    exact: bool = False
-    low: float | None = None  # 95 % interval, where one was measured
-    high: float | None = None
-
-
-class Sizes(NamedTuple):
-    """Bytes on disk of the two."""
-
-    candidate_bytes: int
-    reference_bytes: int
-
+SANITY = "sanity"
 
 # What a reference must reach itself: the mean over the images, to the ground truth. Loose on purpose: it catches a
 # broken reference (noise, a wrong range, black pictures), not a mediocre one.
 FLOORS: Mapping[str, GateSpec] = {
     "psnr": GateSpec(metric="psnr", of="reference", against="ground_truth", min=20.0),
     "ssim": GateSpec(metric="ssim", of="reference", against="ground_truth", min=0.5),
+    "ms_ssim": GateSpec(metric="ms_ssim", of="reference", against="ground_truth", min=0.7),
     "lpips": GateSpec(metric="lpips", of="reference", against="ground_truth", max=0.35),
+    "colour_shift": GateSpec(metric="colour_shift", of="reference", against="ground_truth", max=8.0),
+    "clip_rate": GateSpec(metric="clip_rate", of="reference", against="ground_truth", max=0.1),
+    "grid": GateSpec(metric="grid", of="reference", against="ground_truth", max=6.0),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Finding:
-    """The number that a gate judges, or why there is none."""
-
-    value: float = math.nan
-    unit: str = ""
-    statistic: str
-    problem: str | None = None
-    low: float | None = None
-    high: float | None = None
-
-
-def problems(spec: GateSpec) -> list[str]:
-    """Everything that is wrong with a gate as it is written; empty where it can be judged."""
-    if spec.metric not in registry.names():
-        return [str(unknown("metric", spec.metric, registry.names()))]
-    given = [kind for kind in KINDS if getattr(spec, kind) is not None]
-    found = []
-    if len(given) != 1:
-        found.append(f"give exactly one of {', '.join(KINDS)}; found {', '.join(given) or 'none'}")
-    found += [f"{kind} is {getattr(spec, kind)}: give a finite number" for kind in given if not _finite(spec, kind)]
-    if spec.statistic not in stats.STATISTICS:
-        found.append(f"no statistic {spec.statistic!r}; known: {', '.join(stats.STATISTICS)}")
-    if spec.against not in ("reference", "ground_truth") or spec.of not in ("candidate", "reference"):
-        found.append("against is reference or ground_truth, of is candidate or reference")
-    elif (spec.of, spec.against) == ("reference", "reference"):
-        found.append("of: reference needs against: ground_truth; the reference equals itself")
-    image = registry.is_image_metric(spec.metric)
-    found += _image_problems(spec, given) if image else _cost_problems(spec, given)
-    return found
 
 
 def judge(
@@ -118,15 +69,17 @@ def judge(
     subject: str,
     latency: LatencyRatio | None = None,
     sizes: Sizes | tuple[int, int] | None = None,
+    baseline: Comparison | None = None,
 ) -> tuple[Verdict, ...]:
-    """One verdict per gate, in order, then one per reference floor.
+    """One verdict per limit, in order; then one per reference floor; then the sanity of the pictures.
 
     Args:
         specs: The gates.
         measurements: Of all images (`compare.joined`).
         subject: What was measured: "variant", "onnx", ...
         latency: Where a gate is about latency.
-        sizes: Bytes of the candidate and of the reference, where a gate is about size.
+        sizes: Bytes of the candidate and of the reference, where a gate is about size or memory.
+        baseline: What was stored, where a gate is against it.
 
     Raises:
         EvalError: a gate cannot be judged as it is written.
@@ -137,14 +90,15 @@ def judge(
     taken = None if sizes is None else Sizes(*sizes)
     verdicts = []
     for spec in (*specs, *floors(specs)):
-        if spec.metric == "latency":
-            finding = _latency_finding(spec, latency)
-        elif spec.metric == "size":
-            finding = _size_finding(spec, taken)
-        else:
-            finding = _image_finding(spec, measurements)
-        verdicts.append(_verdict(spec, finding, subject=subject, latency=latency))
-    return tuple(verdicts)
+        for kind in _kinds(spec):
+            if spec.metric == "latency":
+                verdicts.append(_latency_verdict(spec, kind, latency, subject=subject, baseline=baseline))
+            elif registry.is_sampled(spec.metric):
+                finding = findings.of_samples(spec, kind, measurements, baseline)
+                verdicts.append(_verdict(spec, kind, finding, subject=subject))
+            else:
+                verdicts.append(_verdict(spec, kind, findings.of_bytes(spec, kind, taken, baseline), subject=subject))
+    return (*verdicts, *_sanity(specs, measurements, subject))
 
 
 def floors(specs: Iterable[GateSpec]) -> tuple[GateSpec, ...]:
@@ -153,160 +107,79 @@ def floors(specs: Iterable[GateSpec]) -> tuple[GateSpec, ...]:
     A gate `of: reference` that the user wrote for the same metric and net takes the built-in floor's place.
     """
     specs = tuple(specs)
-    own = {(spec.metric, _net(spec)) for spec in specs if spec.of == "reference"}
-    compared = [(spec.metric, _net(spec)) for spec in specs if _kind(spec) in ("max_drop", "max_rise")]
-    wanted = [key for key in dict.fromkeys(compared) if key not in own and key[0] in FLOORS]
+    own = {(spec.metric, net_of(spec)) for spec in specs if spec.of == "reference"}
+    relative = [spec for spec in specs if {"max_drop", "max_rise"} & set(_kinds(spec)) and spec.against == "reference"]
+    wanted = [(spec.metric, net_of(spec)) for spec in relative]
+    wanted = [key for key in dict.fromkeys(wanted) if key not in own and key[0] in FLOORS]
     return tuple(replace(FLOORS[name], net=net) for name, net in wanted)
 
 
 def metrics_of(specs: Iterable[GateSpec]) -> tuple[Metric, ...]:
     """The image metrics that have to be measured to judge these gates, each once."""
-    wanted = [Metric(name=spec.metric, net=_net(spec)) for spec in specs if registry.is_image_metric(spec.metric)]
+    wanted = [Metric(name=spec.metric, net=net_of(spec)) for spec in specs if registry.is_image_metric(spec.metric)]
     return tuple(dict.fromkeys(wanted))
 
 
-def to_json(verdict: Verdict) -> dict[str, Any]:
-    """A record for verdicts.json. Holds no NaN and no infinity."""
-    record = {field.name: getattr(verdict, field.name) for field in fields(verdict)}
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
-    }
+def _kinds(spec: GateSpec) -> tuple[Kind, ...]:
+    """The limits of a gate: one, or the two sides of a window."""
+    given = tuple(kind for kind in KINDS if getattr(spec, kind) is not None)
+    return given if spec.max_gain is None else (*given, "max_gain")
 
 
-def from_json(record: Mapping[str, Any]) -> Verdict:
-    """What `to_json` wrote.
-
-    Raises:
-        EvalError: the record is not of that form.
-    """
-    known = {field.name for field in fields(Verdict)}
-    if set(record) != known:
-        raise EvalError(f"not a verdict: keys {sorted(set(record) ^ known)} are missing or unknown")
-    return Verdict(**record)
-
-
-def _finite(spec: GateSpec, kind: str) -> bool:
-    value = getattr(spec, kind)
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _image_problems(spec: GateSpec, given: Sequence[Kind]) -> list[str]:
-    module = registry.get(spec.metric)
-    allowed = ("min", "max_drop") if module.HIGHER_IS_BETTER else ("max", "max_rise")
-    better = "higher" if module.HIGHER_IS_BETTER else "lower"
-    found = [
-        f"{kind} does not fit {spec.metric}, where {better} is better; use {' or '.join(allowed)}"
-        for kind in given
-        if kind not in allowed
-    ]
-    relative = [kind for kind in given if kind in ("max_drop", "max_rise")]
-    if relative and (spec.of, spec.against) != ("candidate", "reference"):
-        found.append(f"{relative[0]} compares the candidate with the reference: use against: reference")
-    if spec.net is not None and not module.NEEDS_NET:
-        found.append(f"{spec.metric} has no net; leave `net` out")
-    elif module.NEEDS_NET and _net(spec) not in module.NETS:
-        found.append(f"no {spec.metric} net {spec.net!r}; known: {', '.join(module.NETS)}")
-    if spec.runtime is not None:
-        found.append("runtime belongs to latency gates only")
-    return found
+def _sanity(specs: Sequence[GateSpec], measurements: Sequence[Measurement], subject: str) -> tuple[Verdict, ...]:
+    """Whether any picture of the candidate looks broken, whatever its numbers say."""
+    of_images = {spec.metric for spec in specs if registry.is_image_metric(spec.metric) and spec.of == "candidate"}
+    ours = [one for one in measurements if one.of == "candidate" and one.metric in of_images and one.values]
+    if not ours:
+        return ()
+    worst = max(ours, key=lambda one: one.broken)
+    count = len(worst.values)
+    text = f"{worst.broken} of {count} images look broken"
+    return (
+        Verdict(
+            subject=subject,
+            metric=SANITY,
+            net=None,
+            statistic="images that look broken",
+            of="candidate",
+            against="reference",
+            kind="max",
+            value=float(worst.broken),
+            limit=0.0,
+            passed=worst.broken == 0,
+            unit="images",
+            reason=f"failed: {text}: {worst.problem or 'not a number'}" if worst.broken else text,
+        ),
+    )
 
 
-def _cost_problems(spec: GateSpec, given: Sequence[Kind]) -> list[str]:
-    found = [
-        f"{kind} does not fit {spec.metric}; use max_ratio or max" for kind in given if kind not in ("max", "max_ratio")
-    ]
-    found += [f"{kind} must be above 0" for kind in given if _finite(spec, kind) and getattr(spec, kind) <= 0]
-    if (spec.of, spec.against) != ("candidate", "reference"):
-        found.append(f"{spec.metric} is taken of the candidate, against: reference")
-    if spec.statistic not in ("mean", "median"):
-        found.append(f"{spec.metric} has no {spec.statistic}; leave `statistic` out")
-    if spec.net is not None:
-        found.append(f"{spec.metric} has no net; leave `net` out")
-    if spec.runtime is not None and spec.metric != "latency":
-        found.append("runtime belongs to latency gates only")
-    return found
+def _latency_verdict(
+    spec: GateSpec, kind: Kind, latency: LatencyRatio | None, *, subject: str, baseline: Comparison | None
+) -> Verdict:
+    refused = ""
+    if spec.against == "baseline":
+        latency, refused = findings.latency_to_baseline(spec, latency, baseline)
+    finding = findings.of_latency(spec, kind, latency)
+    if refused:
+        finding = replace(finding, problem=refused)
+    verdict = _verdict(spec, kind, finding, subject=subject)
+    if kind != "max_ratio" or latency is None or finding.problem is not None or math.isnan(finding.value):
+        return verdict
+    passed, reason = _within_noise(latency, verdict.limit)
+    return replace(verdict, passed=passed, reason=reason)
 
 
-def _kind(spec: GateSpec) -> Kind:
-    return next(kind for kind in KINDS if getattr(spec, kind) is not None)
-
-
-def _net(spec: GateSpec) -> str | None:
-    return spec.net or (DEFAULT_NET if spec.metric == "lpips" else None)
-
-
-def _image_finding(spec: GateSpec, measurements: Sequence[Measurement]) -> _Finding:
-    module = registry.get(spec.metric)
-    relative = _kind(spec) in ("max_drop", "max_rise")
-    wanted = (("candidate", "ground_truth"), ("reference", "ground_truth")) if relative else ((spec.of, spec.against),)
-    found: list[Measurement] = []
-    for of, against in wanted:
-        key = (spec.metric, _net(spec), of, against)
-        matching = [one for one in measurements if (one.metric, one.net, one.of, one.against) == key]
-        if len(matching) != 1 or not matching[0].values:
-            why = "was measured more than once" if len(matching) > 1 else "was not measured"
-            return _Finding(statistic=spec.statistic, unit=module.UNIT, problem=f"{_named(spec)} of the {of} {why}")
-        found += matching
-    if len({len(one.values) for one in found}) != 1:
-        return _Finding(statistic=spec.statistic, unit=module.UNIT, problem="the two sets differ in their images")
-    if relative:
-        sign = 1.0 if module.HIGHER_IS_BETTER else -1.0
-        values = [_lost(theirs, ours, sign) for ours, theirs in zip(*(one.values for one in found), strict=True)]
-        value = stats.statistic(values, spec.statistic, higher_is_better=False)
-    else:
-        value = stats.statistic(found[0].values, spec.statistic, higher_is_better=module.HIGHER_IS_BETTER)
-    texts = "; ".join(dict.fromkeys(one.problem for one in found if one.problem))
-    unmeasured = sum(any(math.isnan(value) for value in pair) for pair in zip(*(m.values for m in found), strict=True))
-    problem = None
-    if math.isnan(value):
-        problem = f"{unmeasured} of {len(found[0].values)} images could not be measured: {texts or 'NaN'}"
-    return _Finding(value=value, statistic=spec.statistic, unit=module.UNIT, problem=problem)
-
-
-def _lost(reference: float, candidate: float, sign: float) -> float:
-    """How much worse the candidate is on one image; 0 where both are exact."""
-    return 0.0 if reference == candidate else sign * (reference - candidate)
-
-
-def _latency_finding(spec: GateSpec, latency: LatencyRatio | None) -> _Finding:
-    unit = "" if _kind(spec) == "max_ratio" else "ms"
-    if latency is None:
-        return _Finding(statistic="median", unit=unit, problem="latency was not measured")
-    if spec.runtime is not None and not latency.runtime.startswith(spec.runtime):
-        text = f"latency was measured in {latency.runtime}, not in {spec.runtime}"
-        return _Finding(statistic="median", unit=unit, problem=text)
-    if _kind(spec) == "max":
-        median = stats.statistic(latency.candidate_ms, "median", higher_is_better=False)
-        return _Finding(value=median, statistic="median", unit=unit)
-    return _Finding(value=latency.ratio, statistic="median", unit=unit, low=latency.low, high=latency.high)
-
-
-def _size_finding(spec: GateSpec, sizes: Sizes | None) -> _Finding:
-    unit = "" if _kind(spec) == "max_ratio" else "bytes"
-    if sizes is None:
-        return _Finding(statistic="total", unit=unit, problem="the sizes were not taken")
-    if min(sizes) <= 0:
-        return _Finding(
-            statistic="total", unit=unit, problem=f"sizes of {sizes[0]} and {sizes[1]} bytes: an empty file"
-        )
-    value = sizes.candidate_bytes / (sizes.reference_bytes if unit == "" else 1)
-    return _Finding(value=value, statistic="total", unit=unit)
-
-
-def _verdict(spec: GateSpec, finding: _Finding, *, subject: str, latency: LatencyRatio | None) -> Verdict:
-    kind = _kind(spec)
+def _verdict(spec: GateSpec, kind: Kind, finding: Finding, *, subject: str) -> Verdict:
     limit = float(getattr(spec, kind))
     if finding.problem is not None or math.isnan(finding.value):
         passed, reason = False, f"failed: {finding.problem or 'NaN was measured'}"
-    elif spec.metric == "latency" and kind == "max_ratio" and latency is not None:
-        passed, reason = _within_noise(latency, limit)
     else:
         passed = finding.value >= limit if kind == "min" else finding.value <= limit
-        reason = _sentence(spec, finding, limit=limit, passed=passed)
+        reason = _sentence(spec, kind, finding, limit=limit, passed=passed)
     return Verdict(
         subject=subject,
         metric=spec.metric,
-        net=_net(spec),
+        net=net_of(spec),
         statistic=finding.statistic,
         of=spec.of,
         against=spec.against,
@@ -319,6 +192,8 @@ def _verdict(spec: GateSpec, finding: _Finding, *, subject: str, latency: Latenc
         exact=kind == "min" and finding.value == math.inf,
         low=finding.low,
         high=finding.high,
+        definition=finding.definition or registry.get(spec.metric).DEFINITION,
+        net_digest=finding.net_digest,
     )
 
 
@@ -342,34 +217,48 @@ def _within_noise(latency: LatencyRatio, limit: float) -> tuple[bool, str]:
     return False, f"failed: {seen}: {noise}; measure longer, or on a quieter host"
 
 
-def _sentence(spec: GateSpec, finding: _Finding, *, limit: float, passed: bool) -> str:
-    kind = _kind(spec)
+def _sentence(spec: GateSpec, kind: Kind, finding: Finding, *, limit: float, passed: bool) -> str:
     unit = f" {finding.unit}" if finding.unit else ""
-    what = {
-        "max_drop": f"drop of {_named(spec)} from the reference",
-        "max_rise": f"rise of {_named(spec)} over the reference",
-        "max_ratio": f"{spec.metric} relative to the reference",
-    }.get(kind, f"{_named(spec)} of the {spec.of}" + ("" if spec.metric in ("latency", "size") else _to(spec)))
     bound = "at least" if kind == "min" else "at most"
     value = "exact" if kind == "min" and finding.value == math.inf else f"{finding.value:.5g}{unit}"
-    text = f"{finding.statistic} {what}: {value}, {bound} {limit:g}{unit} allowed"
+    text = f"{finding.statistic} {_what(spec, kind)}: {value}, {bound} {limit:g}{unit} allowed"
+    text += _spread(kind, finding, limit)
     if passed:
         return text
+    looks = f" {finding.looks}." if finding.looks else ""
     if spec.of == "reference":
-        return f"failed: {text}. The reference itself is broken: check its checkpoint, its range and its colours"
-    return f"failed: {text}. {_advice(spec)}"
+        return f"failed: {text}.{looks} The reference itself is broken: check its checkpoint, its range and its colours"
+    return f"failed: {text}.{looks} {_advice(spec, kind)}"
 
 
-def _advice(spec: GateSpec) -> str:
-    if spec.metric in ("latency", "size"):
+def _what(spec: GateSpec, kind: Kind) -> str:
+    other = "the baseline" if spec.against == "baseline" else "the reference"
+    sampled = registry.is_sampled(spec.metric)
+    to = (" to the ground truth" if spec.against == "ground_truth" else " to the reference") if sampled else ""
+    return {
+        "max_drop": f"drop of {named(spec)} from {other}",
+        "max_rise": f"rise of {named(spec)} over {other}",
+        "max_ratio": f"{spec.metric} relative to {other}",
+        "max_gain": f"gain of {named(spec)} over {other}",
+    }.get(kind, f"{named(spec)} of the {spec.of}{to}")
+
+
+def _spread(kind: Kind, finding: Finding, limit: float) -> str:
+    """The interval over images, and what it leaves open."""
+    if finding.low is None or finding.high is None or not finding.images:
+        return ""
+    text = f"; 95 % {finding.low:.4g} to {finding.high:.4g} over {finding.images} images"
+    if kind in ("max_drop", "max_rise", "max_gain") and finding.low <= 0 <= finding.high:
+        text += ", too small to tell from no change"
+    if finding.low < limit < finding.high:
+        text += ", the limit lies inside: more images would tell"
+    return text
+
+
+def _advice(spec: GateSpec, kind: Kind) -> str:
+    higher = registry.get(spec.metric).HIGHER_IS_BETTER
+    if kind in ("max_gain", "max" if higher else "min"):
+        return "Too good to be believed: check that the candidate is what it should be, then widen the window"
+    if not registry.is_sampled(spec.metric):
         return "Compress further, or raise the limit"
     return "Look at the worst images in the report; compress less, distil longer, or loosen the limit"
-
-
-def _named(spec: GateSpec) -> str:
-    net = _net(spec)
-    return f"{spec.metric} ({net})" if net else spec.metric
-
-
-def _to(spec: GateSpec) -> str:
-    return " to the ground truth" if spec.against == "ground_truth" else " to the reference"

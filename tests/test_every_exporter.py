@@ -75,7 +75,7 @@ def test_the_file_computes_what_the_module_computes(
 ) -> None:
     files = [tmp_path / f"{index}{exporter.SUFFIX}" for index in range(2)]
     for file in files:
-        exporter.export(decoder.module, latents[:1], file, exporter.Config(), metadata=METADATA)
+        exporter.export(decoder.module, (latents[:1],), file, exporter.Config(), metadata=METADATA)
     assert files[0].read_bytes() == files[1].read_bytes()
     assert sorted(tmp_path.iterdir()) == files
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
         monkeypatch.setitem(sys.modules, package, None)
     path = tmp_path / f"file{exporter.SUFFIX}"
     with pytest.raises(MissingExtra, match=rf"pip install 'mdcompress\[{name}\]'"):
-        exporter.export(decoder.module, latents[:1], path, exporter.Config(), metadata=METADATA)
+        exporter.export(decoder.module, (latents[:1],), path, exporter.Config(), metadata=METADATA)
     assert list(tmp_path.iterdir()) == []
     path.write_bytes(b"anything")
     for call in (lambda: exporter.load(path, threads=1), lambda: exporter.read_back(path)):

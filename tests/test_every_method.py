@@ -20,7 +20,12 @@ SAMPLES = {  # small, quick configurations; a method without an entry is tested 
     "distill.output": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
     "distill.feature": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
     "distill.qat": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
+    "quantize.half": {"dtype": "bfloat16"},
+    "quantize.palette": {"bits": 5, "channels": 4},
+    "quantize.adaround": {"steps": 3, "samples": 2, "latent_size": 4, "clip": False},
+    "quantize.gptq": {"samples": 2, "latent_size": 4, "sweeps": 1, "clip": False},
     "quantize.rtn": {"bits": 4, "clip": False},
+    "quantize.smooth": {"observer": "min_max", "clip": False},
     "quantize.static": {"observer": "min_max", "clip": False},
 }
 BEFORE = {"distill.qat": ("quantize.rtn",)}  # what a method must find done

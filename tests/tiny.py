@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from compress.components import build, vae
+from compress.components import build, text_encoder, vae
+from compress.components import unet as unets
+from compress.components._unet_config import BlockConfig, Grammar, StageConfig, TransformerConfig
 from compress.records import Arch, Inputs, StageInput, Variant
 
 WIDTHS = (16, 16, 8, 8)
@@ -22,6 +25,37 @@ def levels(widths: tuple[int, ...], hidden: tuple[tuple[int, ...], ...]) -> tupl
 DECODER = vae.DecoderConfig(latent_channels=8, levels=levels(WIDTHS, HIDDEN), norm_groups=4, linear_path=True)
 ENCODER = vae.EncoderConfig(
     latent_channels=8, levels=levels(WIDTHS[::-1], HIDDEN[::-1]), norm_groups=4, linear_path=True
+)
+
+_LAYER = TransformerConfig(self_heads=2, cross_heads=2, feed_forward=24)
+_BLOCKS = (BlockConfig(hidden=16, transformer=(_LAYER,)),) * 2
+_FINE = StageConfig(
+    width=8, head_dim=4, separable=False, resample=True, blocks=(BlockConfig(hidden=16, transformer=()),)
+)
+_COARSE = StageConfig(width=16, head_dim=4, separable=True, resample=False, blocks=_BLOCKS)
+UNET = unets.UNetConfig(
+    in_channels=8,
+    out_channels=8,
+    context_width=12,
+    time_width=16,
+    norm_groups=4,
+    grammar=Grammar(
+        time="scale_shift", gate="swish", attention="softmax", shared_kv="self", projection="linear", depth_multiplier=2
+    ),
+    down=(_FINE, _COARSE),
+    mid=None,
+    up=(
+        replace(_COARSE, resample=True, blocks=(*_BLOCKS, _BLOCKS[0])),
+        replace(_FINE, resample=False, blocks=_FINE.blocks * 2),
+    ),
+)
+TEXT = text_encoder.TextEncoderConfig(
+    vocabulary=40,
+    positions=9,
+    width=16,
+    head_dim=4,
+    activation="quick_gelu",
+    layers=(text_encoder.TextLayerConfig(heads=4, feed_forward=32),) * 2,
 )
 
 
@@ -41,6 +75,27 @@ def encoder(seed: int = 0) -> Variant:
     return Variant(component="tiny/encoder", arch=arch, module=_seeded(build(arch), seed))
 
 
+def unet(seed: int = 0) -> Variant:
+    """Skips, GroupNorm, separable convolutions, scale-shift, shared keys and values, gated feed-forwards."""
+    arch = Arch(kind="unet.unet", config=UNET)
+    return Variant(component="tiny/unet", arch=arch, module=_seeded(build(arch), seed))
+
+
+def text(seed: int = 0) -> Variant:
+    arch = Arch(kind="text_encoder.text_encoder", config=TEXT)
+    return Variant(component="tiny/text_encoder", arch=arch, module=_seeded(build(arch), seed))
+
+
+def unet_inputs(count: int = 4, size: int = 8, seed: int = 0) -> Inputs:
+    generator = torch.Generator().manual_seed(2000 + seed)
+    steps = torch.linspace(3.0, 900.0, count)
+    return torch.randn(count, 8, size, size, generator=generator), steps, torch.randn(count, 5, 12, generator=generator)
+
+
+def text_inputs(count: int = 4, seed: int = 0) -> Inputs:
+    return (torch.randint(0, 40, (count, 9), generator=torch.Generator().manual_seed(3000 + seed)),)
+
+
 def latents(count: int = 4, size: int = 8, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 8, size, size, generator=torch.Generator().manual_seed(1000 + seed))
 
@@ -54,14 +109,15 @@ def stage_input(
     variant: Variant | None = None,
     *,
     teacher: nn.Module | None = None,
-    inputs: torch.Tensor | None = None,
+    inputs: torch.Tensor | Inputs | None = None,
     seed: int = 0,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> StageInput:
+    given = latents() if inputs is None else inputs
     return StageInput(
         variant=variant or decoder(),
         teacher=teacher or decoder().module,
-        inputs=(latents() if inputs is None else inputs,),
+        inputs=(given,) if isinstance(given, torch.Tensor) else given,
         sample=sample,
         seed=seed,
         scratch=scratch,

@@ -15,6 +15,7 @@ from torch import nn
 
 from compress.components._checkpoints import Checkpoint, locate, part_of
 from compress.components._kinds import arch_from_json, arch_to_json, build, kind_of
+from compress.components._packing import packed_state, stored
 from compress.components._sidecars import read_lineage, read_quantization
 from compress.components._tensors import Entry, fill, header, misfits, refuse
 from compress.errors import UserError
@@ -163,7 +164,7 @@ def _matched(folder: Path, arch: Arch, there: Checkpoint | None) -> tuple[nn.Mod
         module = build(arch)
         if there is None:
             module = _quantized_shape(module, folder / "quantization.json")
-    expected = module.state_dict()
+    expected = stored(module)
     found = there.found(expected) if there else header(source)
     refuse(misfits(expected, found, what), source, what)
     return module, found
@@ -173,7 +174,7 @@ def save_variant(variant: Variant, folder: Path) -> None:
     """Write a component folder: same variant, same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "arch.json", arch_to_json(variant.arch))
-    write_tensors(folder / "weights.safetensors", variant.module.state_dict())
+    write_tensors(folder / "weights.safetensors", packed_state(variant.module))
     layers = quantization_map(variant.module)
     if layers:
         write_json(folder / "quantization.json", {"schema": 1, "layers": layers})

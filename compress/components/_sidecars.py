@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from compress.errors import UserError
 from compress.files import read_json
@@ -17,6 +17,10 @@ class _PerGroup(Schema):
     per_group: PositiveInt
 
 
+class _Palette(Schema):
+    palette: PositiveInt | None
+
+
 class _Range(Schema):
     scale: float = Field(gt=0)
     zero_point: int = Field(ge=0)
@@ -24,10 +28,16 @@ class _Range(Schema):
 
 
 class _Layer(Schema):
-    bits: int = Field(ge=2, le=8)
-    granularity: Literal["per_tensor", "per_channel"] | _PerGroup
+    bits: Literal[2, 3, 4, 5, 6, 7, 8, 16]
+    granularity: Literal["per_tensor", "per_channel", "float16", "bfloat16"] | _PerGroup | _Palette
     input: _Range | None
     output: _Range | None
+
+    @model_validator(mode="after")
+    def _bits_fit(self) -> "_Layer":
+        if (self.bits == 16) != (self.granularity in ("float16", "bfloat16")):
+            raise ValueError("16 bits and the granularities float16 and bfloat16 belong together")
+        return self
 
 
 class _Quantization(Schema):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from compress.components._packing import narrow, unpacked
 from compress.errors import UserError
 
 DTYPES = {
@@ -147,11 +148,12 @@ def fill(module: nn.Module, found: Mapping[str, Entry], where: Path, what: str) 
     Raises:
         UserError: tensors hold NaN or Inf.
     """
-    state, problems = {}, []
+    state, problems, packed = {}, [], narrow(module)
     for name, wanted in module.state_dict().items():
         tensor = read(found[name])
         if tensor.is_floating_point() and not tensor.isfinite().all():
             problems.append(f"{name} holds NaN or Inf")
-        state[name] = tensor.reshape(wanted.shape).to(wanted.dtype)
+        codes = unpacked(tensor, packed[name], wanted) if name in packed else tensor
+        state[name] = codes.reshape(wanted.shape).to(wanted.dtype)
     refuse(problems, where, what)
     module.load_state_dict(state, assign=True)

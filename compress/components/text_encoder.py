@@ -66,13 +66,21 @@ def _activation(name: Literal["quick_gelu", "gelu"]) -> Callable[[torch.Tensor],
     return quick_gelu if name == "quick_gelu" else functional.gelu
 
 
+class Positions(nn.Module):
+    """A vector for each position, [positions, width]: sliced, never looked up, so it is no `nn.Embedding`."""
+
+    def __init__(self, positions: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(positions, width))
+
+
 class Embeddings(nn.Module):
     """Token ids [n, t] to [n, t, width]: the token's vector plus the position's."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocabulary, config.width)
-        self.position_embedding = nn.Embedding(config.positions, config.width)
+        self.position_embedding = Positions(config.positions, config.width)
 
     def forward(self, ids: Int[torch.Tensor, "n t"]) -> Float[torch.Tensor, "n t c"]:
         # Tokenizers give 32-bit or 64-bit ids; whatever holds whole numbers is welcome.

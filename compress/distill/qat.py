@@ -30,6 +30,12 @@ class Config(_lesson.Lesson):
     learn_scales: bool = Field(True, description="Train the weights' scales along with the weights.")
 
 
+NO_GRID = (
+    "distill.qat trains through the rounding to a grid; palettes and half precision have none: "
+    "quantize with quantize.rtn or quantize.static before it, or distil before quantizing"
+)
+
+
 class Trainee(nn.Module):
     """A quantized layer whose weight, scale and bias can be trained; computes what the integers will compute."""
 
@@ -68,14 +74,18 @@ def predict(prediction: Prediction, config: Config) -> Prediction:
             "distill.qat trains through the rounding of a quantized variant: put it after a quantize stage, "
             "with out_of_order: trains through the rounding"
         )
+    if isinstance(prediction.granularity, affine.Palette | affine.Half):
+        raise UserError(NO_GRID)
     return prediction
 
 
 def apply(stage: StageInput, config: Config) -> StageResult:
     """Train a copy of the quantized variant towards the float teacher."""
-    layers = quantized(stage.variant.module)
+    layers = {n: q for n, q in quantized(stage.variant.module).items() if isinstance(q, QConv2d | QLinear)}
     if not layers:
         raise UserError("distill.qat: this variant has no quantized layer; put it after a quantize stage")
+    if any(isinstance(q.layer.granularity, affine.Palette | affine.Half) for q in layers.values()):
+        raise UserError(NO_GRID)
     _refuse_training(config)
     swaps = {name: Trainee(layer, learn_scale=config.learn_scales) for name, layer in layers.items()}
     student = _own_tensors(replaced(stage.variant.module, swaps)).to(config.device)
@@ -97,9 +107,10 @@ def apply(stage: StageInput, config: Config) -> StageResult:
         validate=_lesson.validation(stage, config, teacher),
     )
     module = _with_integers(student.cpu(), layers)
-    moved = sum(int((q.qdata != layers[name].qdata).sum()) for name, q in quantized(module).items())
+    done = quantized(module)
+    moved = sum(int((done[name].qdata != layer.qdata).sum()) for name, layer in layers.items())
     total = sum(layer.qdata.numel() for layer in layers.values())
-    kept = sum(quantized(module)[name].layer == layer.layer for name, layer in layers.items())
+    kept = sum(done[name].layer == layer.layer for name, layer in layers.items())
     return StageResult(
         arch=stage.variant.arch,
         module=module,

@@ -19,10 +19,9 @@ from compress.nn.affine import (
     PerGroup,
     PerTensor,
     QuantizedWeight,
-    pack_int4,
-    unpack_int4,
 )
-from compress.nn.qmodules import QConv2d, QLinear
+from compress.nn.pack import pack, unpack
+from compress.nn.qmodules import QEmbedding, QuantizedModule
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -136,15 +135,20 @@ class Rewriter:
         self.written: dict[str, str] = {}  # weights and biases that are already in the graph
         self.taken = {v for node in graph.node for v in (node.name, *node.output, *node.input)}
 
-    def place(self, layers: dict[str, QConv2d | QLinear], scopes: dict[str, str]) -> None:
+    def place(self, layers: dict[str, QuantizedModule], scopes: dict[str, str]) -> None:
         """Put every layer's integers and ranges where its float weight was."""
         self._set_aside(layers)
         floats = {t.name for t in self.graph.initializer}
         additions = _bias_additions(self.graph, scopes, layers)
         moved = {addition.name for addition in additions.values()}
+        tables = {f"{name}.weight/float32": name for name, q in layers.items() if isinstance(q, QEmbedding)}
         placed = set()
         for node in list(self.graph.node):
             name = scopes[node.name]
+            for value in tables.keys() & set(node.input):
+                dequantized = self._weight(tables[value], layers[tables[value]], transposed=False)
+                node.input[:] = [dequantized if given == value else given for given in node.input]
+                placed.add(tables[value])
             if name in layers and node.op_type in OPERATIONS and node.input[1] in floats:
                 self._operation(node, name, layers[name], additions.get(node.output[0]))
                 placed.add(name)
@@ -157,7 +161,7 @@ class Rewriter:
             )
         self._replace_nodes()
 
-    def _set_aside(self, layers: dict[str, QConv2d | QLinear]) -> None:
+    def _set_aside(self, layers: dict[str, QuantizedModule]) -> None:
         """Free the names that the integers will have: equal tensors were merged, so a float layer may use one too."""
         own = {f"{name}.{part}" for name in layers for part in ("weight", "bias")}
         renamed = {t.name: f"{t.name}/float32" for t in self.graph.initializer if t.name in own}
@@ -166,7 +170,7 @@ class Rewriter:
         for node in self.graph.node:
             node.input[:] = [renamed.get(value, value) for value in node.input]
 
-    def _operation(self, node: "NodeProto", name: str, q: QConv2d | QLinear, addition: "NodeProto | None") -> None:
+    def _operation(self, node: "NodeProto", name: str, q: QuantizedModule, addition: "NodeProto | None") -> None:
         transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB", 0))
         inputs = [self._on_grid(node.input[0], q.layer.input, f"{node.name}/input"), self._weight(name, q, transposed)]
         if q.bias is not None and addition is None:
@@ -198,7 +202,7 @@ class Rewriter:
         self._add("QuantizeLinear", [value, scale, zero], integers, f"{prefix}/QuantizeLinear")
         return self._add("DequantizeLinear", [integers, scale, zero], output, f"{prefix}/DequantizeLinear")
 
-    def _weight(self, name: str, q: QConv2d | QLinear, transposed: bool) -> str:
+    def _weight(self, name: str, q: QuantizedModule, transposed: bool) -> str:
         """Integers and scales of one layer; stored [i, o] where the graph multiplies by the transpose."""
         if name in self.written:
             return self.written[name]
@@ -224,7 +228,7 @@ class Rewriter:
         self.written[name] = value
         return value
 
-    def _bias(self, name: str, q: QConv2d | QLinear, bias: torch.Tensor) -> str:
+    def _bias(self, name: str, q: QuantizedModule, bias: torch.Tensor) -> str:
         """Integers on the grid input scale * weight scale, as integer kernels add them; float without such a grid."""
         key = f"{name}.bias"
         if key in self.written:
@@ -251,7 +255,7 @@ class Rewriter:
         """Add an initializer."""
         array = tensor.detach().cpu().contiguous()
         if bits == 4:
-            raw = pack_int4(array.reshape(-1)).numpy().tobytes()
+            raw = pack(array.reshape(-1), 4).numpy().tobytes()
             new = self.onnx.helper.make_tensor(name, self.onnx.TensorProto.INT4, array.shape, raw, raw=True)
         else:
             new = self.onnx.numpy_helper.from_array(array.numpy(), name)
@@ -265,7 +269,7 @@ class Rewriter:
 
 
 def _bias_additions(
-    graph: "GraphProto", scopes: dict[str, str], layers: dict[str, QConv2d | QLinear]
+    graph: "GraphProto", scopes: dict[str, str], layers: dict[str, QuantizedModule]
 ) -> dict[str, "NodeProto"]:
     """The Add that adds a linear layer's bias, by the MatMul output that it adds to."""
     products = {n.output[0]: scopes[n.name] for n in graph.node if n.op_type == "MatMul" and scopes[n.name] in layers}
@@ -287,7 +291,7 @@ def weight_of(onnx: Any, node: "NodeProto", tensors: dict[str, "TensorProto"], s
     bits = 4 if stored.data_type == onnx.TensorProto.INT4 else 8
     raw = torch.frombuffer(bytearray(stored.raw_data), dtype=torch.uint8)
     count = int(torch.tensor(stored.dims).prod())
-    qdata = (unpack_int4(raw, count) if bits == 4 else raw.view(torch.int8)).reshape(tuple(stored.dims))
+    qdata = (unpack(raw, 4, count) if bits == 4 else raw.view(torch.int8)).reshape(tuple(stored.dims))
     scale = torch.from_numpy(onnx.numpy_helper.to_array(tensors[node.input[1]]).copy())
     if _attribute(node, "axis", 1) == (0 if size else 1):  # stored for a multiplication by the transpose
         qdata, scale = qdata.t(), scale.t() if scale.dim() == 2 else scale

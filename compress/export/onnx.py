@@ -27,9 +27,9 @@ from torch import nn
 
 from compress.errors import UserError, require
 from compress.export._onnx_graph import Rewriter, name_and_strip, norms_spelled_out, weight_of
-from compress.nn.affine import Granularity, PerGroup, QuantizedWeight
+from compress.nn.affine import Granularity, Half, Palette, PerGroup, QuantizedWeight
 from compress.nn.batches import split, take
-from compress.nn.qmodules import QConv2d, QLinear, quantized
+from compress.nn.qmodules import QuantizedModule, quantized
 from compress.nn.surgery import float_twin
 from compress.records import Inputs
 from compress.schema import Schema
@@ -53,6 +53,9 @@ class Config(Schema):
 def refuse(weight_bits: int, granularity: Granularity, activation_bits: int = 32) -> list[str]:
     """Why the format cannot hold such a quantization: nothing, or one sentence each. 32 bits mean float."""
     reasons = []
+    if isinstance(granularity, Palette | Half):
+        kind = "palettes" if isinstance(granularity, Palette) else "half-precision weights beside float activations"
+        return [f"this exporter writes no {kind}: choose quantize.rtn, quantize.gptq or quantize.static instead"]
     if weight_bits not in (*WEIGHT_BITS, 32):
         reasons.append(f"ONNX holds weights of 4 or 8 bits, not {weight_bits}: choose weight_bits 4 or 8")
     if activation_bits not in (8, 32):
@@ -69,7 +72,7 @@ def export(module: nn.Module, example: Inputs, path: Path, config: Config, *, me
     """Write `module` as one file, or nothing.
 
     Args:
-        module: in eval mode, any number of tensors in, one out; may hold QConv2d and QLinear.
+        module: in eval mode, any number of tensors in, one out; may hold quantized layers.
         example: its inputs, e.g. latents [n, c, h, w] alone; the file takes a batch of 1 of their shapes.
         path: the file; replaced if it is there.
         config: opset and whether height and width are free.
@@ -106,6 +109,8 @@ def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
+    # left alone, products with integer weights round their activations to 8 bits, which no recipe asked for
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = _session(runtime, path, options)
     names = [given.name for given in session.get_inputs()]
 
@@ -142,7 +147,7 @@ def read_back(path: Path) -> dict[str, QuantizedWeight]:
     return weights
 
 
-def _refuse_layers(layers: dict[str, QConv2d | QLinear]) -> None:
+def _refuse_layers(layers: dict[str, QuantizedModule]) -> None:
     problems = []
     for name, q in layers.items():
         grids = [grid.bits for grid in (q.layer.input, q.layer.output) if grid is not None]

@@ -1,16 +1,20 @@
-"""Affine quantization: real = (integer - zero_point) * scale.
+"""Quantized weights and activations: real = (integer - zero_point) * scale, or an entry of a table, or 16-bit floats.
 
 Source: Jacob et al. 2018, arXiv:1712.05877, section 2.1; Krishnamoorthi 2018, arXiv:1806.08342.
 Differs: a channel of zeros, or of one constant, keeps a finite scale (by the book it is 0 / 0).
 
-Weights are symmetric signed integers (zero point 0, the lowest code unused so that the range is symmetric);
-activations are unsigned integers with a zero point, so that a real 0 is exact (padding stays padding).
+Weights are symmetric signed integers (zero point 0, the lowest code unused so that the range is symmetric), or codes
+into a palette, or half-precision numbers; activations are unsigned integers with a zero point, so that a real 0 is
+exact (padding stays padding).
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int
 
 MIN_SCALE = 2.0**-60  # far below any weight, far above the smallest normal float32
 
@@ -35,14 +39,39 @@ class PerGroup:
     size: int
 
 
-Granularity = PerTensor | PerChannel | PerGroup
+@dataclass(frozen=True, slots=True)
+class Palette:
+    """A table of 2^bits free values per `channels` output channels in a row (None: one table for the whole tensor).
+
+    Codes run from -2^(bits-1): code c stands for entry c + 2^(bits-1). Tables are [tables, 2^bits]; the last one is of
+    fewer channels when `channels` does not divide them.
+    """
+
+    channels: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """No grid at all: each weight is a 16-bit floating-point number of its own."""
+
+    dtype: Literal["float16", "bfloat16"]
+
+
+Granularity = PerTensor | PerChannel | PerGroup | Palette | Half
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedWeight:
-    """Integers and their scales. `qdata` has the weight's shape; `scale` is [1], [o] or [o, groups]."""
+    """What is stored for each weight, in the weight's shape, and what it is read with.
 
-    qdata: torch.Tensor  # int8, in [-qmax, qmax]
+    | granularity | qdata | scale |
+    |---|---|---|
+    | PerTensor, PerChannel, PerGroup | int8 in [-qmax, qmax] | scales: [1], [o], [o, groups] |
+    | Palette | int8, codes | tables: [tables, 2^bits] |
+    | Half | float16 or bfloat16, the weights | nothing: [0] |
+    """
+
+    qdata: torch.Tensor
     scale: torch.Tensor  # float32
     bits: int
     granularity: Granularity
@@ -57,15 +86,25 @@ class ActivationRange:
     bits: int = 8
 
 
-def scale_count(weight: torch.Tensor, granularity: Granularity) -> int:
-    """How many scales a weight has."""
+def scale_shape(shape: Sequence[int], *, bits: int, granularity: Granularity) -> tuple[int, ...]:
+    """The shape of the scales (or tables) of a weight of this shape."""
     match granularity:
         case PerTensor():
-            return 1
+            return (1,)
         case PerChannel():
-            return weight.shape[0]
+            return (shape[0],)
         case PerGroup(size=size):
-            return weight.shape[0] * -(-weight[0].numel() // size)
+            return (shape[0], -(-math.prod(shape[1:]) // size))
+        case Palette(channels=channels):
+            return (1 if channels is None else -(-shape[0] // channels), 2**bits)
+        case Half():
+            return (0,)
+
+
+def stored_bytes(shape: Sequence[int], *, bits: int, granularity: Granularity) -> int:
+    """Bytes of a weight on disk: codes packed without a gap, scales or tables in float32."""
+    codes = -(-math.prod(shape) * bits // 8)
+    return codes + 4 * math.prod(scale_shape(shape, bits=bits, granularity=granularity))
 
 
 def signed_qmax(bits: int) -> int:
@@ -90,6 +129,8 @@ def _broadcast(scale: torch.Tensor, weight: torch.Tensor, granularity: Granulari
         case PerGroup(size=size):
             inputs = weight[0].numel()
             return scale.repeat_interleave(size, dim=1)[:, :inputs].reshape(weight.shape)
+        case _:
+            raise TypeError(f"{granularity} has no scales")
 
 
 def absmax_scale(weight: Float[torch.Tensor, "..."], *, bits: int, granularity: Granularity) -> torch.Tensor:
@@ -101,6 +142,8 @@ def absmax_scale(weight: Float[torch.Tensor, "..."], *, bits: int, granularity: 
             peak = weight.abs().reshape(weight.shape[0], -1).amax(dim=1)
         case PerGroup(size=size):
             peak = _grouped(weight, size).abs().amax(dim=2)
+        case _:
+            raise TypeError(f"{granularity} has no scales")
     return (peak.float() / signed_qmax(bits)).clamp_min(MIN_SCALE)
 
 
@@ -114,8 +157,33 @@ def round_to_scale(
 
 
 def dequantize(weight: QuantizedWeight) -> Float[torch.Tensor, "..."]:
-    """Integers back to float32, in the weight's shape."""
-    return weight.qdata.float() * _broadcast(weight.scale, weight.qdata, weight.granularity)
+    """What is stored back to float32, in the weight's shape."""
+    match weight.granularity:
+        case Half():
+            return weight.qdata.float()
+        case Palette(channels=channels):
+            return _look_up(weight, weight.qdata.shape[0] if channels is None else channels)
+        case _:
+            return weight.qdata.float() * _broadcast(weight.scale, weight.qdata, weight.granularity)
+
+
+def _look_up(weight: QuantizedWeight, channels: int) -> torch.Tensor:
+    entries = weight.qdata.to(torch.int32) + 2 ** (weight.bits - 1)
+    parts = zip(weight.scale, entries.split(channels), strict=True)
+    return torch.cat([table[part] for table, part in parts])
+
+
+def dequantized_rows(weight: QuantizedWeight, rows: Int[torch.Tensor, "..."]) -> Float[torch.Tensor, "... d"]:
+    """Some rows of a table [rows, d] in float32, the others left as they are stored."""
+    picked = rows.reshape(-1)
+    scale, granularity = weight.scale, weight.granularity
+    match granularity:
+        case PerChannel() | PerGroup():
+            scale = scale[picked]
+        case Palette(channels=int(channels)):
+            scale, granularity = scale[picked // channels], Palette(1)
+    part = QuantizedWeight(qdata=weight.qdata[picked], scale=scale, bits=weight.bits, granularity=granularity)
+    return dequantize(part).reshape(*rows.shape, weight.qdata.shape[1])
 
 
 def clipped_scale(weight: torch.Tensor, *, bits: int, granularity: Granularity, steps: int = 40) -> torch.Tensor:
@@ -143,6 +211,8 @@ def _squared_error(weight: torch.Tensor, scale: torch.Tensor, bits: int, granula
             return error.reshape(weight.shape[0], -1).sum(dim=1)
         case PerGroup(size=size):
             return _grouped(error, size).sum(dim=2)
+        case _:
+            raise TypeError(f"{granularity} has no scales")
 
 
 def activation_range(low: float, high: float, *, bits: int = 8) -> ActivationRange:
@@ -163,15 +233,3 @@ def fake_quantize(x: torch.Tensor, grid: ActivationRange) -> torch.Tensor:
     """Round to the grid and back, as a runtime's quantize and dequantize do (ties to even, clipped)."""
     integers = (x / grid.scale).round() + grid.zero_point
     return (integers.clamp(0, 2**grid.bits - 1) - grid.zero_point) * grid.scale
-
-
-def pack_int4(values: Int8[torch.Tensor, " n"]) -> torch.Tensor:
-    """Two signed 4-bit integers per byte, the first in the low half; uint8 [ceil(n / 2)]."""
-    codes = torch.nn.functional.pad(values, (0, values.numel() % 2)).to(torch.int16) & 0xF
-    return (codes[0::2] | (codes[1::2] << 4)).to(torch.uint8)
-
-
-def unpack_int4(packed: torch.Tensor, count: int) -> Int8[torch.Tensor, " n"]:
-    """The first `count` signed 4-bit integers of `pack_int4`'s bytes."""
-    codes = torch.stack([packed & 0xF, packed >> 4], dim=1).reshape(-1)[:count].to(torch.int8)
-    return torch.where(codes > 7, codes - 16, codes)

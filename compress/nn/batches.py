@@ -22,6 +22,16 @@ def split(inputs: Inputs, batch: int) -> Iterator[Inputs]:
     return zip(*(x.split(batch) for x in inputs), strict=True)
 
 
+def central_crop(inputs: Inputs, size: int) -> Inputs:
+    """The middle `size` x `size` of pictures and latents [n, c, h, w], where they are larger; all else whole."""
+    return tuple(_cropped(x, size) if x.dim() == 4 else x for x in inputs)
+
+
+def _cropped(x: torch.Tensor, size: int) -> torch.Tensor:
+    top, left = (max(0, (side - size) // 2) for side in x.shape[-2:])
+    return x[..., top : top + size, left : left + size]
+
+
 def joined(parts: Sequence[Inputs]) -> Inputs:
     """The samples of all parts, one after the other."""
     return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))

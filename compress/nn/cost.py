@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from compress.nn.qmodules import QConv2d, QLinear
+from compress.nn.affine import stored_bytes
+from compress.nn.qmodules import FloatLayer, QuantizedModule
 from compress.nn.surgery import float_twin
 
 
@@ -37,8 +38,8 @@ class LayerCost:
     kind: str
     parameters: int
     macs: int
-    weight_bytes: int  # as stored: integers packed to their bits, scales and biases in float32
-    weights: int  # elements that a quantizer takes: the weight of a convolution or linear layer, else 0
+    weight_bytes: int  # as stored: codes packed to their bits, scales, tables and biases in float32
+    weights: int  # elements that a quantizer takes: the weight of a convolution, linear layer or embedding, else 0
     channels: int  # output channels of that weight: as many scales has it per channel
     activations: int  # elements of its output, summed over its calls
 
@@ -169,23 +170,23 @@ def _ghost(x: Sequence[int] | torch.Tensor) -> torch.Tensor:
 
 def _matrix(module: nn.Module) -> torch.Tensor | None:
     """The weight that a quantizer takes or took."""
-    if isinstance(module, QConv2d | QLinear):
+    if isinstance(module, QuantizedModule):
         return module.qdata
-    return module.weight if isinstance(module, nn.Conv2d | nn.Linear) else None
+    return module.weight if isinstance(module, FloatLayer) else None
 
 
 def _parameters(module: nn.Module) -> int:
-    if isinstance(module, QConv2d | QLinear):
+    if isinstance(module, QuantizedModule):
         return module.qdata.numel() + (0 if module.bias is None else module.bias.numel())
     return sum(p.numel() for p in module.parameters(recurse=False))
 
 
 def _weight_bytes(module: nn.Module) -> int:
-    if not isinstance(module, QConv2d | QLinear):
+    if not isinstance(module, QuantizedModule):
         return sum(p.numel() * p.element_size() for p in module.parameters(recurse=False))
-    packed = -(-module.qdata.numel() * module.layer.bits // 8)
     bias = 0 if module.bias is None else module.bias.numel() * 4
-    return packed + bias + module.scale.numel() * 4
+    spec = module.layer
+    return bias + stored_bytes(module.qdata.shape, bits=spec.bits, granularity=spec.granularity)
 
 
 @dataclass(slots=True, kw_only=True)

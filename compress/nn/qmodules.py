@@ -1,9 +1,10 @@
-"""What a quantizer leaves behind and every exporter understands: QConv2d and QLinear.
+"""What a quantizer leaves behind and every exporter understands: QConv2d, QLinear and QEmbedding.
 
-Each holds the integers and scales of its weight, and the ranges of its input and output where activations are quantized
-too. Its forward pass computes in float on the dequantized weight and on fake-quantized activations: what a runtime's
-integer kernel computes, up to the order of summation. The bias stays float here; a static integer kernel rounds it to
-a grid of input scale times weight scale, which is done here as well so that both agree.
+Each holds what is stored of its weight (`affine.QuantizedWeight`: integers and scales, codes and tables, or half
+precision), and the ranges of its input and output where activations are quantized too; an embedding has none. Its
+forward pass computes in float on the dequantized weight and on fake-quantized activations: what a runtime's integer
+kernel computes, up to the order of summation. The bias stays float here; a static integer kernel rounds it to a grid
+of input scale times weight scale, which is done here as well so that both agree.
 
 Source: the map-instead-of-pickle idea is optimum-quanto's `quantization_map`.
 """
@@ -19,12 +20,16 @@ from torch.nn import functional
 from compress.nn.affine import (
     ActivationRange,
     Granularity,
+    Half,
+    Palette,
     PerChannel,
     PerGroup,
     PerTensor,
     QuantizedWeight,
     dequantize,
+    dequantized_rows,
     fake_quantize,
+    scale_shape,
 )
 
 
@@ -39,7 +44,7 @@ class QuantizedLayer:
 
 
 class _Quantized(nn.Module):
-    """Integers, scales and bias of one layer; the two subclasses add the operation."""
+    """Integers, scales and bias of one layer; the subclasses add the operation."""
 
     layer: QuantizedLayer
     qdata: torch.Tensor
@@ -55,14 +60,16 @@ class _Quantized(nn.Module):
 
     @property
     def quantized_weight(self) -> QuantizedWeight:
-        """The weight as integers and scales."""
+        """The weight as it is stored."""
         return QuantizedWeight(
             qdata=self.qdata, scale=self.scale, bits=self.layer.bits, granularity=self.layer.granularity
         )
 
     def effective_bias(self) -> torch.Tensor | None:
         """The bias as an integer kernel adds it: on the grid input scale * weight scale where inputs are quantized."""
-        if self.bias is None or self.layer.input is None or isinstance(self.layer.granularity, PerGroup):
+        if self.bias is None or self.layer.input is None:
+            return self.bias
+        if not isinstance(self.layer.granularity, PerTensor | PerChannel):
             return self.bias
         grid = self.scale * self.layer.input.scale
         return (self.bias / grid).round().clamp(-(2.0**31), 2.0**31 - 1) * grid
@@ -106,24 +113,50 @@ class QLinear(_Quantized):
         return functional.linear(x, weight, bias)
 
 
-def quantizable(module: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Every float layer that a quantizer can take, by qualified name."""
+class QEmbedding(_Quantized):
+    """A table of vectors with integer weights, one row per output channel; ids [...] to [..., d]."""
+
+    def __init__(self, table: nn.Embedding, layer: QuantizedLayer, weight: QuantizedWeight) -> None:
+        super().__init__(layer, weight, None)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The whole table in float32, for those who slice it instead of looking up ids."""
+        return dequantize(self.quantized_weight)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return dequantized_rows(self.quantized_weight, ids)
+
+
+FloatLayer = nn.Conv2d | nn.Linear | nn.Embedding
+QuantizedModule = QConv2d | QLinear | QEmbedding
+
+
+def quantizable(module: nn.Module) -> dict[str, FloatLayer]:
+    """Every float layer that has a quantized twin, by qualified name."""
     return {
         name: m
         for name, m in module.named_modules()
-        if isinstance(m, nn.Conv2d | nn.Linear) and not (isinstance(m, nn.Conv2d) and m.padding_mode != "zeros")
+        if isinstance(m, FloatLayer)
+        and not (isinstance(m, nn.Conv2d) and m.padding_mode != "zeros")
+        and not (isinstance(m, nn.Embedding) and m.max_norm is not None)
     }
 
 
-def quantized(module: nn.Module) -> dict[str, QConv2d | QLinear]:
+def quantized(module: nn.Module) -> dict[str, QuantizedModule]:
     """Every quantized layer, by qualified name."""
-    return {name: m for name, m in module.named_modules() if isinstance(m, QConv2d | QLinear)}
+    return {name: m for name, m in module.named_modules() if isinstance(m, QuantizedModule)}
 
 
-def quantize_layer(layer: nn.Conv2d | nn.Linear, spec: QuantizedLayer, weight: QuantizedWeight) -> QConv2d | QLinear:
+def quantize_layer(layer: FloatLayer, spec: QuantizedLayer, weight: QuantizedWeight) -> QuantizedModule:
     """The quantized twin of a float layer."""
-    twin = QConv2d(layer, spec, weight) if isinstance(layer, nn.Conv2d) else QLinear(layer, spec, weight)
-    return twin.eval()
+    match layer:
+        case nn.Conv2d():
+            return QConv2d(layer, spec, weight).eval()
+        case nn.Linear():
+            return QLinear(layer, spec, weight).eval()
+        case _:
+            return QEmbedding(layer, spec, weight).eval()
 
 
 def quantization_map(module: nn.Module) -> dict[str, dict[str, Any]]:
@@ -140,28 +173,30 @@ def apply_map(module: nn.Module, entries: Mapping[str, Mapping[str, Any]]) -> di
     return {name: _blank_twin(layers[name], _layer_from_json(entry)) for name, entry in entries.items()}
 
 
-def _blank_twin(layer: nn.Conv2d | nn.Linear, spec: QuantizedLayer) -> QConv2d | QLinear:
-    weight = layer.weight
-    match spec.granularity:
-        case PerTensor():
-            scale = torch.zeros(1)
-        case PerChannel():
-            scale = torch.zeros(weight.shape[0])
-        case PerGroup(size=size):
-            scale = torch.zeros(weight.shape[0], -(-weight[0].numel() // size))
-    qdata = torch.zeros(weight.shape, dtype=torch.int8)
-    blank = QuantizedWeight(qdata=qdata, scale=scale, bits=spec.bits, granularity=spec.granularity)
+def _blank_twin(layer: FloatLayer, spec: QuantizedLayer) -> QuantizedModule:
+    shape = layer.weight.shape
+    half = getattr(torch, spec.granularity.dtype) if isinstance(spec.granularity, Half) else torch.int8
+    blank = QuantizedWeight(
+        qdata=torch.zeros(shape, dtype=half),
+        scale=torch.zeros(scale_shape(shape, bits=spec.bits, granularity=spec.granularity)),
+        bits=spec.bits,
+        granularity=spec.granularity,
+    )
     return quantize_layer(layer, spec, blank)
 
 
 def _layer_to_json(layer: QuantizedLayer) -> dict[str, Any]:
     match layer.granularity:
         case PerTensor():
-            granularity: str | dict[str, int] = "per_tensor"
+            granularity: str | dict[str, int | None] = "per_tensor"
         case PerChannel():
             granularity = "per_channel"
         case PerGroup(size=size):
             granularity = {"per_group": size}
+        case Palette(channels=channels):
+            granularity = {"palette": channels}
+        case Half(dtype=dtype):
+            granularity = dtype
     return {
         "bits": layer.bits,
         "granularity": granularity,
@@ -171,16 +206,20 @@ def _layer_to_json(layer: QuantizedLayer) -> dict[str, Any]:
 
 
 def _layer_from_json(entry: Mapping[str, Any]) -> QuantizedLayer:
-    granularity = entry["granularity"]
-    if granularity == "per_tensor":
-        parsed: Granularity = PerTensor()
-    elif granularity == "per_channel":
-        parsed = PerChannel()
-    else:
-        parsed = PerGroup(granularity["per_group"])
+    match entry["granularity"]:
+        case "per_tensor":
+            granularity: Granularity = PerTensor()
+        case "per_channel":
+            granularity = PerChannel()
+        case {"per_group": size}:
+            granularity = PerGroup(size)
+        case {"palette": channels}:
+            granularity = Palette(channels)
+        case dtype:
+            granularity = Half(dtype)
     return QuantizedLayer(
         bits=entry["bits"],
-        granularity=parsed,
+        granularity=granularity,
         input=None if entry["input"] is None else ActivationRange(**entry["input"]),
         output=None if entry["output"] is None else ActivationRange(**entry["output"]),
     )

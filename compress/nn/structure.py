@@ -177,20 +177,27 @@ def moved(name: str, renamed: Mapping[str, str]) -> str:
     return name if prefix is None else renamed[prefix] + name.removeprefix(prefix)
 
 
+def stays(
+    shapes: Mapping[str, Sequence[int]], groups: Sequence[ChannelGroup], kept: Mapping[str, torch.Tensor]
+) -> dict[tuple[str, int], torch.Tensor]:
+    """(tensor, axis) -> which entries of that axis stay, for every axis that a cut group is on."""
+    masks: dict[tuple[str, int], torch.Tensor] = {}  # offsets count before any cut, so each axis is cut once
+    for group in groups:
+        if group.name in kept:
+            alive = torch.zeros(group.width, dtype=torch.bool, device="cpu")
+            alive[kept[group.name]] = True
+            for part in group.slices:
+                size = shapes[part.tensor][part.axis]
+                mask = masks.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool, device="cpu"))
+                mask[part.offset : part.offset + group.width * part.span] = alive.repeat_interleave(part.span)
+    return masks
+
+
 def take_channels(
     state: Mapping[str, torch.Tensor], groups: Sequence[ChannelGroup], kept: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """A state dict with only the kept channels (group name -> sorted indices) of each group."""
-    masks: dict[tuple[str, int], torch.Tensor] = {}  # offsets count before any cut, so each axis is cut once
-    for group in groups:
-        if group.name in kept:
-            stays = torch.zeros(group.width, dtype=torch.bool, device="cpu")
-            stays[kept[group.name]] = True
-            for part in group.slices:
-                size = state[part.tensor].shape[part.axis]
-                mask = masks.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool, device="cpu"))
-                mask[part.offset : part.offset + group.width * part.span] = stays.repeat_interleave(part.span)
     cut = dict(state)
-    for (name, axis), mask in masks.items():
+    for (name, axis), mask in stays({name: t.shape for name, t in state.items()}, groups, kept).items():
         cut[name] = cut[name].index_select(axis, mask.nonzero()[:, 0].to(cut[name].device))
     return {name: tensor.contiguous() for name, tensor in cut.items()}

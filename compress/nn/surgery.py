@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from compress.nn.affine import dequantize
-from compress.nn.qmodules import QConv2d, QLinear, quantized
+from compress.nn.qmodules import FloatLayer, QConv2d, QEmbedding, QuantizedModule, quantized
 
 
 def twin(module: nn.Module) -> nn.Module:
@@ -44,25 +44,29 @@ def float_twin(module: nn.Module) -> nn.Module:
     return replaced(module, {name: _float_layer(q) for name, q in quantized(module).items()})
 
 
-def _float_layer(q: QConv2d | QLinear) -> nn.Module:
-    weight = dequantize(q.quantized_weight)
-    bias = q.bias
+def _float_layer(q: QuantizedModule) -> nn.Module:
+    weight, bias = dequantize(q.quantized_weight), q.bias
     with torch.device("meta"):
-        if isinstance(q, QConv2d):
-            height, width = weight.shape[2:]
-            layer: nn.Conv2d | nn.Linear = nn.Conv2d(
-                weight.shape[1] * q.groups,
-                weight.shape[0],
-                (height, width),
-                stride=q.stride,
-                padding=q.padding,
-                dilation=q.dilation,
-                groups=q.groups,
-                bias=bias is not None,
-            )
-        else:
-            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        layer = _blank_float_layer(q, weight, biased=bias is not None)
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias, requires_grad=False)
     return layer.eval()
+
+
+def _blank_float_layer(q: QuantizedModule, weight: torch.Tensor, *, biased: bool) -> FloatLayer:
+    if isinstance(q, QEmbedding):
+        return nn.Embedding(weight.shape[0], weight.shape[1])
+    if not isinstance(q, QConv2d):
+        return nn.Linear(weight.shape[1], weight.shape[0], bias=biased)
+    height, width = weight.shape[2:]
+    return nn.Conv2d(
+        weight.shape[1] * q.groups,
+        weight.shape[0],
+        (height, width),
+        stride=q.stride,
+        padding=q.padding,
+        dilation=q.dilation,
+        groups=q.groups,
+        bias=biased,
+    )

@@ -46,7 +46,7 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, timesteps: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, "n width"]:
-        given = waves(timesteps, self.channels).to(self.linear_1.weight.dtype)
+        given = waves(timesteps, self.channels).to(self.linear_1.bias.dtype)
         return self.linear_2(functional.silu(self.linear_1(given)))
 
 

@@ -42,7 +42,7 @@ from compress.prune._network import (
     units_of,
 )
 from compress.prune._patch_fit import fit_patches
-from compress.prune._proposal import UNITS, Proposal, Step
+from compress.prune._removals import UNITS, Proposal, Step
 from compress.records import Achieved, Inputs, Needs, Prediction, Skipped, StageInput, StageResult
 
 __all__ = ["NEEDS", "Config", "Proposal", "Step", "apply", "carry_out", "predict", "propose", "rename"]

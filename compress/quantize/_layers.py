@@ -6,15 +6,24 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from compress.errors import UserError
-from compress.nn.qmodules import quantizable, quantized
+from compress.nn.qmodules import FloatLayer, quantizable, quantized
 from compress.records import Achieved, Skipped
 
 
 def chosen(module: nn.Module, exclude: tuple[str, ...]) -> dict[str, nn.Conv2d | nn.Linear]:
-    """The float layers to quantize, by name.
+    """The float convolutions and linear layers to quantize, by name.
 
     Raises:
         UserError: an exclude pattern matches no layer, or the module is quantized already.
+    """
+    return {n: m for n, m in chosen_layers(module, exclude).items() if not isinstance(m, nn.Embedding)}
+
+
+def chosen_layers(module: nn.Module, exclude: tuple[str, ...]) -> dict[str, FloatLayer]:
+    """The same with embeddings, for methods that quantize weights without looking at activations.
+
+    Raises:
+        UserError: as `chosen`.
     """
     if quantized(module):
         raise UserError("this variant is quantized already; quantize the float variant instead")

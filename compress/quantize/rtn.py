@@ -12,14 +12,13 @@ from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
-from torch import nn
 
 from compress.components import kind_of
 from compress.errors import UserError
 from compress.nn.affine import Granularity, PerChannel, PerGroup, PerTensor, absmax_scale, clipped_scale, round_to_scale
-from compress.nn.qmodules import QuantizedLayer, quantize_layer
+from compress.nn.qmodules import FloatLayer, QuantizedLayer, quantize_layer
 from compress.nn.surgery import replaced
-from compress.quantize._layers import achieved, chosen, left_in_float
+from compress.quantize._layers import achieved, chosen_layers, left_in_float
 from compress.records import Needs, Prediction, StageInput, StageResult
 from compress.schema import Schema
 
@@ -29,7 +28,7 @@ NEEDS = Needs.NOTHING
 class Config(Schema):
     """How weights are rounded."""
 
-    bits: Literal[2, 3, 4, 8] = Field(8, description="Bits per weight.")
+    bits: Literal[2, 3, 4, 5, 6, 7, 8] = Field(8, description="Bits per weight.")
     granularity: Literal["per_tensor", "per_channel", "per_group"] = Field(
         "per_channel", description="What shares a scale."
     )
@@ -53,14 +52,14 @@ def predict(prediction: Prediction, config: Config) -> Prediction:
     for arch in prediction.ends:
         with torch.device("meta"):
             module = kind_of(arch.kind).build(arch.config)
-        _check_groups(chosen(module, config.exclude), config)
+        _check_groups(chosen_layers(module, config.exclude), config)
     return replace(prediction, weight_bits=config.bits, granularity=_granularity(config), in_float=config.exclude)
 
 
 def apply(stage: StageInput, config: Config) -> StageResult:
-    """Swap every Conv2d and Linear that is not excluded for its quantized twin."""
+    """Swap every convolution, linear layer and embedding that is not excluded for its quantized twin."""
     module = stage.variant.module
-    layers = chosen(module, config.exclude)
+    layers = chosen_layers(module, config.exclude)
     _check_groups(layers, config)
     granularity = _granularity(config)
     swaps = {}
@@ -86,7 +85,7 @@ def _granularity(config: Config) -> Granularity:
     return PerTensor() if config.granularity == "per_tensor" else PerChannel()
 
 
-def _check_groups(layers: Mapping[str, nn.Conv2d | nn.Linear], config: Config) -> None:
+def _check_groups(layers: Mapping[str, FloatLayer], config: Config) -> None:
     size = config.group_size
     problems = []
     for name, layer in layers.items():

@@ -1,14 +1,21 @@
 """One file per metric, named as the metric; the directory is the registry.
 
-An image metric declares UNIT, HIGHER_IS_BETTER, RANGE, NEEDS_NET and `measure`; latency and size have calls of their
-own.
+Every file declares what it takes (TAKES), its UNIT, RANGE, HIGHER_IS_BETTER, NEEDS_NET, and its DEFINITION: one line
+that changes whenever the same pictures would give another number, so that old numbers are not compared with new ones.
+
+`images`  `measure(reference, candidate)` of two batches of pictures [n, 3, h, w] in [0, 1] -> [n]
+`tensors` `measure(reference, candidate)` of two batches of any tensors of one shape [n, ...] -> [n]
+`cost`    clocks, files and memory: one number of each model, by calls of the file's own
 """
 
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import Literal
 
 from eval.errors import unknown
+
+Takes = Literal["images", "tensors", "cost"]
 
 
 def names() -> tuple[str, ...]:
@@ -27,6 +34,17 @@ def get(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
+def takes(name: str) -> Takes:
+    """What a metric is measured of."""
+    found: Takes = get(name).TAKES
+    return found
+
+
 def is_image_metric(name: str) -> bool:
-    """Whether a metric compares pictures (and so has `measure`) rather than clocks or files."""
-    return hasattr(get(name), "measure")
+    """Whether a metric compares pictures."""
+    return takes(name) == "images"
+
+
+def is_sampled(name: str) -> bool:
+    """Whether a metric has one value per sample (pictures, tensors) rather than one per model."""
+    return takes(name) != "cost"

@@ -27,6 +27,8 @@ UNIT = "ms"
 HIGHER_IS_BETTER = False
 RANGE = (0.0, float("inf"))
 NEEDS_NET = False
+TAKES = "cost"
+DEFINITION = "median ratio of interleaved pairs, candidate over reference"
 
 Clock = Callable[[], float]  # seconds, from any origin
 Work = Callable[[], object]

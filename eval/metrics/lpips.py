@@ -21,13 +21,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.errors import EvalError, unknown
+from eval.errors import EvalError, MissingPackage, unknown
 from eval.metrics import _images
 
 UNIT = ""
 HIGHER_IS_BETTER = False
 RANGE = (0.0, float("inf"))
 NEEDS_NET = True
+TAKES = "images"
+DEFINITION = "LPIPS 0.1 with scaled inputs; st-alex is ShiftTolerant-LPIPS vST0.0"
 NETS = ("st-alex", "alex", "vgg", "squeeze")
 SMALLEST = 32  # pixels on each side: below, the deepest features of some nets are empty
 BACKBONES = {  # torchvision's own file names; the digits are the start of the file's SHA-256
@@ -185,8 +187,7 @@ def measure(reference: Tensor, candidate: Tensor, *, net: str | None = None) -> 
         raise EvalError(f"lpips needs its net named: {', '.join(NETS)}")
     if net not in NETS:
         raise unknown("LPIPS net", net, NETS)
-    files = (st_alex_file(), None) if net == "st-alex" else (_heads_file(net), find_backbone(net))
-    module = _measuring(net, *files, str(reference.device))
+    module = _measuring(net, *_files(net), str(reference.device))
     _images.check_pair(reference, candidate, smallest=SMALLEST)
     with torch.no_grad():
         found: Tensor = module(reference.float(), candidate.float())
@@ -195,8 +196,14 @@ def measure(reference: Tensor, candidate: Tensor, *, net: str | None = None) -> 
 
 def digest(net: str, *, backbone: Path | None = None) -> str:
     """SHA-256 of the weights that `load` gives: of names, shapes and values, whatever file they lie in."""
+    if backbone is None and net in NETS:
+        return _digest_of_measuring(net, *_files(net))
+    return _digest(load(net, backbone=backbone))
+
+
+def _digest(module: Lpips) -> str:
     found = hashlib.sha256()
-    for name, tensor in sorted(load(net, backbone=backbone).state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()):
         found.update(f"{name} {list(tensor.shape)} float32\n".encode())
         found.update(tensor.float().contiguous().numpy().astype("<f4").tobytes())
     return found.hexdigest()
@@ -223,8 +230,9 @@ def find_backbone(net: str) -> Path:
                 return folder / name
     places = ", ".join(map(str, weights_folders()))
     raise EvalError(
-        f"LPIPS net {net!r} needs {BACKBONES[net]}, which is not in {places}. Put the file there (or its folder in "
-        "MDCOMPRESS_WEIGHTS), or use the net 'st-alex', which works without a download"
+        f"LPIPS net {net!r} needs {BACKBONES[net]}, which is not in {places}. Fetch it with: mdcompress weights add "
+        f"{net} --download; or put the file there (or its folder in MDCOMPRESS_WEIGHTS), or use the net "
+        "'st-alex', which works without a download"
     )
 
 
@@ -242,7 +250,18 @@ def _packaged(package: str, inside: str, *, install: str) -> Path:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (Path(folder) / inside).is_file():
             return Path(folder) / inside
-    raise EvalError(f"LPIPS reads {inside} from the package {package}, where it was not found: pip install {install}")
+    raise MissingPackage(
+        f"LPIPS reads {inside} from the package {package}, where it was not found: pip install {install}"
+    )
+
+
+def _files(net: str) -> tuple[Path, Path | None]:
+    return (st_alex_file(), None) if net == "st-alex" else (_heads_file(net), find_backbone(net))
+
+
+@functools.lru_cache(maxsize=4)
+def _digest_of_measuring(net: str, heads: Path, backbone: Path | None) -> str:
+    return _digest(_assemble(net, heads, backbone))
 
 
 @functools.lru_cache(maxsize=4)

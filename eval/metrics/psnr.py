@@ -15,6 +15,8 @@ UNIT = "dB"
 HIGHER_IS_BETTER = True
 RANGE = (0.0, float("inf"))
 NEEDS_NET = False
+TAKES = "images"
+DEFINITION = "10 log10(1 / mean squared error over channels and pixels), images in [0, 1]"
 
 
 def psnr_db(reference: Tensor, candidate: Tensor, *, peak: float = 1.0) -> Float[Tensor, " n"]:

@@ -13,6 +13,8 @@ UNIT = "bytes"
 HIGHER_IS_BETTER = False
 RANGE = (0.0, float("inf"))
 NEEDS_NET = False
+TAKES = "cost"
+DEFINITION = "length of the files, each counted once"
 
 
 def bytes_of(path: Path) -> int:

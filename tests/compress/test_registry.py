@@ -140,6 +140,7 @@ def test_metric_traits_are_what_the_imported_files_say() -> None:
     for name in registry.metrics():
         traits, module = registry.metric_traits(name), metrics.get(name)
         assert traits.of_images == metrics.is_image_metric(name)
+        assert traits.sampled == metrics.is_sampled(name)
         assert traits.needs_net == module.NEEDS_NET
         assert ("min" in traits.limits) == module.HIGHER_IS_BETTER
 

@@ -64,7 +64,9 @@ def test_a_folder_becomes_a_half_width_variant_in_8_bits(folder: Path, recipe: s
     assert main(["run", recipe, "--checkpoint", str(folder), "--out", str(out)]) == 1
     verdicts = json.loads((out / "verdicts.json").read_text(encoding="utf-8"))
     failed = [verdict for verdict in verdicts if not verdict["passed"]]
-    assert [verdict["of"] for verdict in failed] == ["reference"]  # random weights make no pictures, and it says so
+    # random weights make no pictures, and it says so; nothing else fails
+    assert {verdict["metric"] for verdict in failed if verdict["of"] == "candidate"} <= {"sanity"}
+    assert "reference" in {verdict["of"] for verdict in failed}
     variant = load_variant(out / "variant")
     layers = quantized(variant.module)
     assert [level.width for level in variant.arch.config.levels] == [16, 16, 8, 8]

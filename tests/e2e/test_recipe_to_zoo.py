@@ -185,7 +185,8 @@ def test_gate_judges_what_already_exists(
     capsys.readouterr()
     arguments = ["gate", str(passed / what), "--recipe", str(recipe), "--checkpoint", str(place.checkpoint), "--json"]
     assert main(arguments) == code
-    (verdict,) = json.loads(capsys.readouterr().out)
+    verdict, sanity = json.loads(capsys.readouterr().out)
+    assert sanity["metric"] == "sanity"
     assert verdict["passed"] is (code == 0)
     assert verdict["subject"] == ("onnx" if what.endswith(".onnx") else "variant")
 

@@ -109,7 +109,8 @@ def test_json_round_trip_holds_infinity_and_nan(sets):
         of="candidate",
         against="reference",
         values=(1 / 3, math.inf, math.nan),
-        problem="candidate has NaN in 3 of 3 values (1 of 3 images)",
+        problems=(None, None, "candidate has NaN in 3 of 3 values"),
+        definition="of the day",
     )
     for measurement in (one, odd):
         text = json.dumps(compare.to_json(measurement), allow_nan=False)

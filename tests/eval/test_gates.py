@@ -52,6 +52,7 @@ def test_a_good_candidate_passes_and_its_reference_has_floors(sets):
         ("psnr", "reference", "min", True),
         ("ssim", "reference", "min", True),
         ("lpips", "reference", "max", True),
+        ("sanity", "candidate", "max", True),
     ]
     assert {v.subject for v in found} == {"variant"}
     assert found[2].net == found[5].net == "st-alex"
@@ -324,3 +325,119 @@ def test_metrics_of_names_each_once_with_its_net():
         ("lpips", "st-alex"),
         ("lpips", "squeeze"),
     ]
+
+
+def test_a_window_stops_what_is_suspiciously_good():
+    reference = measurement([30.0, 30.0, 30.0], of="reference")
+    spec = GateSpec(metric="psnr", max_drop=0.5, max_gain=1.0)
+    for value, passed in ((29.0, (False, True)), (29.8, (True, True)), (30.9, (True, True)), (32.0, (True, False))):
+        found = gates.judge([spec], [measurement([value] * 3), reference], subject="v")[:2]
+        assert [v.kind for v in found] == ["max_drop", "max_gain"]
+        assert tuple(v.passed for v in found) == passed
+    assert found[1].value == pytest.approx(2.0)
+    assert "Too good to be believed" in found[1].reason
+    exact = gates.judge([spec], [measurement([math.inf] * 3), reference], subject="v")[1]
+    assert (exact.passed, exact.exact) == (False, False)
+
+
+def test_an_absolute_window_has_two_sides_and_each_its_bad_tail():
+    spec = GateSpec(metric="psnr", against="ground_truth", statistic="worst", min=20.0, max=40.0)
+    for values, passed in (([25.0, 30.0], (True, True)), ([19.0, 30.0], (False, True)), ([25.0, 41.0], (True, False))):
+        found = gates.judge([spec], [measurement(values)], subject="v")[:2]
+        assert tuple(v.passed for v in found) == passed
+    lower = GateSpec(metric="lpips", against="ground_truth", statistic="worst", min=0.05, max=0.2)
+    found = gates.judge([lower], [measurement([0.01, 0.1], metric="lpips")], subject="v")[:2]
+    assert [(v.kind, v.passed) for v in found] == [("min", False), ("max", True)]
+
+
+def test_intervals_over_images_say_what_cannot_be_told():
+    reference = [30.0 + 0.1 * i for i in range(12)]
+    wobble = [0.3, -0.3, 0.2, -0.25, 0.1, -0.1, 0.3, -0.2, 0.15, -0.3, 0.25, -0.15]
+    measured = [
+        measurement([r + w for r, w in zip(reference, wobble, strict=True)]),
+        measurement(reference, of="reference"),
+    ]
+    found = gates.judge([GateSpec(metric="psnr", max_drop=0.5)], measured, subject="v")[0]
+    assert found.low < 0 < found.high
+    assert "too small to tell" in found.reason
+    tight = gates.judge([GateSpec(metric="psnr", max_drop=0.01)], measured, subject="v")[0]
+    assert "the limit lies inside" in tight.reason
+    clear = [measurement([r - 1.0 - 0.01 * w for r, w in zip(reference, wobble, strict=True)]), measured[1]]
+    found = gates.judge([GateSpec(metric="psnr", max_drop=2.0)], clear, subject="v")[0]
+    assert 0.99 < found.low < found.value < found.high < 1.01
+    assert "too small" not in found.reason
+    few = [measurement([29.0, 29.5]), measurement([30.0, 30.0], of="reference")]
+    assert gates.judge([GateSpec(metric="psnr", max_drop=2.0)], few, subject="v")[0].low is None
+
+
+def test_numbers_of_other_weights_or_definitions_are_not_compared():
+    ours, theirs = measurement([0.1], metric="lpips"), measurement([0.1], metric="lpips", of="reference")
+    spec = GateSpec(metric="lpips", max_rise=0.1)
+    assert gates.judge([spec], [ours, theirs], subject="v")[0].passed
+    other = gates.judge([spec], [replace(ours, net_digest="1"), replace(theirs, net_digest="2")], subject="v")[0]
+    assert not other.passed
+    assert "nets of different weights" in other.reason
+    older = gates.judge([spec], [replace(ours, definition="new"), replace(theirs, definition="old")], subject="v")[0]
+    assert "different definitions" in older.reason
+
+
+def test_a_verdict_names_net_version_and_weights(sets):
+    found = next(v for v in verdicts(sets) if v.metric == "lpips")
+    assert found.net == "st-alex"
+    assert "vST0.0" in found.definition
+    assert len(found.net_digest) == 64
+
+
+@pytest.mark.parametrize("how", ["one pixel right", "blue and red swapped", "mirrored", "images in another order"])
+def test_sanity_fails_where_a_loose_gate_would_not(sets, how):
+    change = {**BREAKS, "one pixel right": lambda x, truth: x.roll(1, 3)}[how]
+    loose = [GateSpec(metric="lpips", against="ground_truth", max=5.0)]
+    broken = verdicts(sets | {"candidate": change(sets["candidate"], None)}, loose)
+    assert [(v.metric, v.passed) for v in broken] == [("lpips", True), ("sanity", False)]
+    assert "4 of 4 images look broken: candidate looks broken" in broken[1].reason
+    sound = verdicts(sets, loose)
+    assert [v.passed for v in sound] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (GateSpec(metric="psnr", min=30.0, max=20.0), "nothing could pass"),
+        (GateSpec(metric="psnr", min=30.0, max_gain=1.0), "give it beside one of"),
+        (GateSpec(metric="psnr", max_drop=0.5, max_gain=-1.0), "below 0"),
+        (GateSpec(metric="psnr", max_drop=0.5, max_gain=math.nan), "give a finite number"),
+        (GateSpec(metric="psnr", against="baseline", min=20.0), "says nothing of a baseline"),
+        (GateSpec(metric="psnr", against="baseline", of="reference", max_drop=1.0), "leave `of` out"),
+        (GateSpec(metric="sqnr", max_drop=1.0), "the reference's own distance already"),
+        (GateSpec(metric="sqnr", against="ground_truth", min=1.0), "no ground truth"),
+        (GateSpec(metric="peak_memory", max_drop=1.0), "use max_ratio or max"),
+    ],
+)
+def test_windows_baselines_and_tensors_have_rules_too(spec, text):
+    assert any(text in found for found in gates.problems(spec)), gates.problems(spec)
+
+
+def test_tensors_are_gated_against_the_reference():
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(4, 8, 6, 6, generator=generator)
+    candidate = reference + 0.1 * torch.randn(reference.shape, generator=generator)
+    measured = compare.compare_tensors(
+        reference, candidate, [compare.Metric(name="sqnr"), compare.Metric(name="cosine")]
+    )
+    specs = [GateSpec(metric="sqnr", statistic="worst", min=15.0), GateSpec(metric="cosine", min=0.9)]
+    assert [v.passed for v in gates.judge(specs, measured, subject="v")] == [True, True]
+    candidate[2, 0, 0, 0] = math.nan
+    measured = compare.compare_tensors(reference, candidate, [compare.Metric(name="sqnr")])
+    found = gates.judge(specs[:1], measured, subject="v")[0]
+    assert not found.passed
+    assert "NaN in 1 of 288 values (1 of 4 images)" in found.reason
+
+
+def test_memory_is_gated_like_size():
+    spec = GateSpec(metric="peak_memory", max_ratio=0.5, max_gain=0.9)
+    sizes = gates.Sizes(10, 10, candidate_peak=400, reference_peak=1000)
+    assert [v.passed for v in gates.judge([spec], [], subject="v", sizes=sizes)] == [True, True]
+    tiny = gates.judge([spec], [], subject="v", sizes=sizes._replace(candidate_peak=1))
+    assert [v.passed for v in tiny] == [True, False]
+    missing = gates.judge([spec], [], subject="v", sizes=(10, 10))[0]
+    assert "peak memory was not measured" in missing.reason

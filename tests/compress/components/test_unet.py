@@ -369,9 +369,9 @@ def test_heads_are_cut_in_steps_that_kernels_like():
         widths = width.new_widths((heads,), width.Config(ratio=0.5, round_to=round_to))
         assert widths == {heads.name: expected}
     state = seeded(CLASSIC).state_dict()
-    scores = width.importance(state, heads)
+    scores = width.magnitude(state, heads)
     state[heads.name.replace("heads", "to_q.weight")][4:] *= 100
-    assert scores.shape == (2,) and width.importance(state, heads)[1] > scores[1]
+    assert scores.shape == (2,) and width.magnitude(state, heads)[1] > scores[1]
 
 
 @pytest.mark.parametrize(

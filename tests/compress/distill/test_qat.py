@@ -10,7 +10,7 @@ from compress.distill import qat
 from compress.errors import UserError
 from compress.nn import affine
 from compress.nn.qmodules import QuantizedLayer, quantization_map, quantized
-from compress.quantize import rtn, static
+from compress.quantize import half, palette, rtn, static
 from compress.records import Prediction
 
 SHORT = {"batch": 2, "pixels": 32, "precision": "float32", "lr": 1e-3}
@@ -38,7 +38,7 @@ def error_db(module):
     [
         (rtn, {"bits": 4}, 1.0),
         (rtn, {"bits": 4, "granularity": "per_group", "group_size": 4}, 0.3),  # so many scales leave less to regain
-        (static, {"weight_bits": 4, "observer": "min_max"}, 1.0),
+        (static, {"weight_bits": 4, "observer": "min_max"}, 0.5),
     ],
 )
 def test_it_comes_nearer_to_the_float_teacher_in_the_same_form(tmp_path, method, config, gain_db):
@@ -92,3 +92,14 @@ def test_a_float_variant_is_refused(tmp_path):
         train(tmp_path, tiny.decoder())
     with pytest.raises(UserError, match="out_of_order"):
         qat.predict(Prediction(ends=(tiny.decoder().arch,)), qat.Config())
+
+
+@pytest.mark.parametrize("method", [half, palette])
+def test_weights_without_a_grid_are_refused_before_and_after_planning(tmp_path, method):
+    quantizer = method.Config()
+    arch = tiny.decoder().arch
+    with pytest.raises(UserError, match="palettes and half precision have none"):
+        qat.predict(method.predict(Prediction(ends=(arch,)), quantizer), qat.Config(steps=1))
+    module = method.apply(tiny.stage_input(tmp_path), quantizer).module
+    with pytest.raises(UserError, match="palettes and half precision have none"):
+        qat.apply(tiny.stage_input(tmp_path, replace(tiny.decoder(), module=module)), qat.Config(steps=1))

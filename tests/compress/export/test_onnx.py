@@ -370,3 +370,46 @@ def test_a_missing_or_foreign_file_is_a_users_error(tmp_path):
             export_onnx.load(tmp_path / name, threads=1)
         with pytest.raises(UserError, match=name):
             export_onnx.read_back(tmp_path / name)
+
+
+class _Text(nn.Module):
+    """Ids to vectors, one projection with a bias and one without."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(11, 8)
+        self.biased, self.plain = nn.Linear(8, 5), nn.Linear(5, 4, bias=False)
+
+    def forward(self, ids):
+        return self.plain(torch.tanh(self.biased(self.table(ids))))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(), PerGroup(4)], ids=str)
+def test_quantized_embeddings_hold_their_integers(tmp_path, bits, granularity):
+    torch.manual_seed(0)
+    net, ids = _Text().eval().requires_grad_(False), torch.randint(0, 11, (1, 6))
+    scale = absmax_scale(net.table.weight, bits=bits, granularity=granularity)
+    weight = round_to_scale(net.table.weight, scale, bits=bits, granularity=granularity)
+    twin = quantize_layer(net.table, QuantizedLayer(bits=bits, granularity=granularity), weight)
+    module = replaced(net, {"table": twin})
+    expected, got = run(module, ids, tmp_path / "text.onnx", export_onnx.Config(dynamic=False))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert got.shape == (1, 6, 4)  # `run` compared the integers with what the file holds
+
+
+def test_a_linear_layer_without_an_output_range_runs_on_an_integer_kernel(tmp_path):
+    """What `quantize.static` leaves: input on a grid, output in float, nothing dequantized before the product."""
+    torch.manual_seed(1)
+    net, ids = _Text().eval().requires_grad_(False), torch.randint(0, 11, (1, 6))
+    swaps = {}
+    for name in ("biased", "plain"):
+        layer = net.get_submodule(name)
+        scale = absmax_scale(layer.weight, bits=8, granularity=PerChannel())
+        weight = round_to_scale(layer.weight, scale, bits=8, granularity=PerChannel())
+        spec = QuantizedLayer(bits=8, granularity=PerChannel(), input=activation_range(-3.0, 3.0))
+        swaps[name] = quantize_layer(layer, spec, weight)
+    module = replaced(net, swaps)
+    expected, got = run(module, ids, tmp_path / "text.onnx", export_onnx.Config(dynamic=False))
+    torch.testing.assert_close(got, expected, rtol=0, atol=0.03)  # a tanh on the edge of two codes
+    assert not {"MatMul", "Gemm", "FusedGemm"} & set(optimised(tmp_path / "text.onnx", tmp_path))

@@ -17,10 +17,8 @@ from compress.nn.affine import (
     clipped_scale,
     dequantize,
     fake_quantize,
-    pack_int4,
     round_to_scale,
     signed_qmax,
-    unpack_int4,
 )
 
 LAW = settings(max_examples=40, deadline=None, derandomize=True)
@@ -150,17 +148,6 @@ def test_zero_weights_keep_a_finite_scale_and_stay_exactly_zero(granularity, sca
     quantized = rounded(weight, 8, granularity, scale_of)
     assert quantized.scale.isfinite().all() and (quantized.scale >= MIN_SCALE).all()
     assert (dequantize(quantized)[1:] == 0).all()
-
-
-@LAW
-@given(values=st.lists(st.integers(-8, 7), max_size=33))
-def test_int4_packs_into_half_the_bytes_and_back(values):
-    integers = torch.tensor(values, dtype=torch.int8)
-    packed = pack_int4(integers)
-    assert packed.dtype == torch.uint8 and packed.numel() == (len(values) + 1) // 2
-    assert torch.equal(unpack_int4(packed, len(values)), integers)
-    if len(values) > 1:  # the first value lies in the low half
-        assert packed[0] == (values[0] & 15) + 16 * (values[1] & 15)
 
 
 ends = st.floats(-1e6, 1e6, width=32)

@@ -9,16 +9,21 @@ from torch import nn
 from torch.nn import functional
 
 from compress.nn.affine import (
+    Half,
+    Palette,
     PerChannel,
     PerGroup,
     PerTensor,
+    QuantizedWeight,
     absmax_scale,
     activation_range,
     dequantize,
     round_to_scale,
+    scale_shape,
 )
 from compress.nn.qmodules import (
     QConv2d,
+    QEmbedding,
     QLinear,
     QuantizedLayer,
     apply_map,
@@ -119,3 +124,51 @@ def test_names_what_can_be_quantized():
     )
     assert list(quantizable(network)) == ["2", "3"]  # an integer kernel pads with zeros
     assert quantized(network) == {} and quantization_map(network) == {}
+
+
+TABLES = [PerTensor(), PerChannel(), PerGroup(2), Palette(None), Palette(3), Half("float16")]
+
+
+def table_of(granularity):
+    table = nn.Embedding(7, 5).requires_grad_(False)
+    table.weight.copy_(torch.randn(7, 5, generator=torch.Generator().manual_seed(8)))
+    bits = 16 if isinstance(granularity, Half) else 4
+    if isinstance(granularity, Half):
+        weight = QuantizedWeight(qdata=table.weight.half(), scale=torch.zeros(0), bits=16, granularity=granularity)
+    elif isinstance(granularity, Palette):
+        codes = torch.randint(-8, 8, (7, 5), generator=torch.Generator().manual_seed(9)).to(torch.int8)
+        tables = torch.randn(scale_shape((7, 5), bits=4, granularity=granularity))
+        weight = QuantizedWeight(qdata=codes, scale=tables, bits=4, granularity=granularity)
+    else:
+        scale = absmax_scale(table.weight, bits=4, granularity=granularity)
+        weight = round_to_scale(table.weight, scale, bits=4, granularity=granularity)
+    return quantize_layer(table, QuantizedLayer(bits=bits, granularity=granularity), weight)
+
+
+@pytest.mark.parametrize("granularity", TABLES, ids=str)
+def test_an_embedding_looks_up_rows_of_the_dequantized_table(granularity):
+    twin = table_of(granularity)
+    ids = torch.tensor([[0, 6, 3], [3, 5, 0]])
+    assert isinstance(twin, QEmbedding)
+    assert torch.equal(twin(ids), functional.embedding(ids, dequantize(twin.quantized_weight)))
+    assert torch.equal(twin.weight[:2], twin(torch.tensor([0, 1])))
+    network = nn.Sequential(nn.Embedding(7, 5))
+    saved = nn.Sequential(twin)
+    entries = json.loads(json.dumps(quantization_map(saved)))
+    back = replaced(network, apply_map(network, entries))
+    back.load_state_dict(saved.state_dict())
+    assert torch.equal(back(ids), saved(ids)) and back[0].layer == twin.layer
+    assert back[0].qdata.dtype == twin.qdata.dtype
+
+
+def test_a_palette_by_its_definition():
+    """Entry code + 2^(bits-1) of the table of the row's group, one weight at a time."""
+    twin = table_of(Palette(3))
+    weight = dequantize(twin.quantized_weight)
+    for o in range(7):
+        for i in range(5):
+            assert weight[o, i] == twin.scale[o // 3, int(twin.qdata[o, i]) + 8]
+
+
+def test_an_embedding_that_rescales_its_rows_is_left_alone():
+    assert quantizable(nn.Sequential(nn.Embedding(7, 5, max_norm=1.0))) == {}

@@ -209,7 +209,8 @@ def test_patches_repair_more_the_more_they_can_say(name, tmp_path):
     given = stage_of(name, tmp_path)
     block = network_of(given.variant.arch, {}).kind.blocks(given.variant.arch.config)[1]
     network = network_of(given.variant.arch, given.variant.module.state_dict())
-    x, out = recorded(given.variant.module, block.name, given.inputs)
+    site = removal_of(network.arch, [block.name], "affine").patches[0].block  # an emptied attention goes with its layer
+    x, out = recorded(given.variant.module, site, given.inputs)
     errors = [float(np.square(out - x).mean())]
     for patch in ("affine", "pointwise"):
         removal = removal_of(network.arch, [block.name], patch)

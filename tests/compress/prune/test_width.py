@@ -19,7 +19,8 @@ GROUPS = {group.name: group for group in vae.channel_groups(tiny.DECODER)}
 
 
 def cut(tmp_path, variant=None, **config):
-    return width.apply(tiny.stage_input(tmp_path, variant), width.Config(**config))
+    """As cut: nothing is solved anew, so that what stays is what was there."""
+    return width.apply(tiny.stage_input(tmp_path, variant), width.Config(**{"reconstruct": False, **config}))
 
 
 def widths_of(config):
@@ -85,7 +86,7 @@ def test_the_method_cuts_what_it_scored_lowest(tmp_path):
     result = cut(tmp_path, variant, ratio=0.5, round_to=4)
     state = variant.module.state_dict()
     kept = {
-        name: width.keep_evenly(width.importance(state, group), group.width // 2, group.norm_groups)
+        name: width.keep_evenly(width.magnitude(state, group), group.width // 2, group.norm_groups)
         for name, group in GROUPS.items()
     }
     x = tiny.latents()
@@ -175,13 +176,13 @@ def test_importance_is_the_sum_of_relative_norms():
     ):
         norms = [float(row.double().square().sum().sqrt()) for row in tensor]
         expected.append([n / (sum(norms) / len(norms)) for n in norms])
-    got = width.importance(state, group)
+    got = width.magnitude(state, group)
     assert got.tolist() == pytest.approx([sum(column) for column in zip(*expected, strict=True)], rel=1e-5)
 
 
 @pytest.mark.parametrize("ratio, round_to", [(0.9, 8), (0.99, 1), (0.5, 64)])
 def test_a_ratio_that_leaves_nothing(tmp_path, ratio, round_to):
-    config = width.Config(ratio=ratio, round_to=round_to)
+    config = width.Config(ratio=ratio, round_to=round_to, reconstruct=False)
     arch = tiny.decoder().arch
     for attempt in (
         lambda: width.predict(Prediction(ends=(arch,)), config),

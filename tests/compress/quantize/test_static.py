@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from torch import nn
 
 from compress.errors import UserError
+from compress.nn import cost
 from compress.nn.affine import PerChannel, dequantize
 from compress.nn.qmodules import quantizable, quantized
 from compress.quantize import static
@@ -16,6 +18,8 @@ CONVOLUTIONS = quantizable(tiny.decoder().module)
 
 
 def quantize(tmp_path, variant=None, inputs=None, **config):
+    """Every layer on ranges, biases as they were, unless a test asks for more."""
+    config = {"protect": 0, "bias_correction": False} | config
     return static.apply(tiny.stage_input(tmp_path, variant, inputs=inputs), static.Config(**config))
 
 
@@ -149,3 +153,61 @@ def test_a_quantized_variant_is_not_quantized_again(tmp_path):
     once = quantize(tmp_path)
     with pytest.raises(UserError, match="quantized already"):
         quantize(tmp_path, replace(tiny.decoder(), module=once.module))
+
+
+def mean_errors(module, other, name, x):
+    """Mean error of each output channel of one layer on what the float network gives it."""
+    given, expected = seen_by(module, name, x)
+    return (other.get_submodule(name)(given) - expected).double().mean(dim=(0, 2, 3))
+
+
+def test_bias_correction_leaves_no_mean_error(tmp_path):
+    """Up to the grid of the output: the mean of rounding errors is not quite 0."""
+    x, module = tiny.latents(), tiny.decoder().module
+    plain, corrected = (quantize(tmp_path, bias_correction=on, weight_bits=4).module for on in (False, True))
+    for name in ("levels.0.resnets.0.conv1", "levels.1.step.conv", "conv_out"):
+        before, after = (mean_errors(module, other, name, x).abs().max() for other in (plain, corrected))
+        assert after < 0.2 * before, name
+    assert torch.equal(plain.conv_in.qdata, corrected.conv_in.qdata)
+    assert torch.equal(module.conv_in.bias, tiny.decoder().module.conv_in.bias)
+
+
+def test_protection_spares_the_layer_that_hurts_most_within_its_share(tmp_path):
+    variant = tiny.decoder()
+    variant.module.linear.weight *= 20  # now the linear path makes the picture, and its steps the error
+    variant.module.linear.bias.fill_(0.5)
+    result = quantize(tmp_path, variant, protect=0.2)
+    spared = {s.name: s.reason for s in result.skipped if "activations left in float" in s.reason}
+    assert "linear" in spared
+    for name, layer in quantized(result.module).items():
+        assert (layer.layer.input is None) == (name in spared) == (layer.layer.output is None)
+    macs = {layer.name: layer.macs for layer in cost.measure(variant.module, [(1, 8, 8, 8)]).layers}
+    assert sum(macs[name] for name in spared) <= 0.2 * sum(macs.values())
+    wanted = len(CONVOLUTIONS) - len(spared)
+    assert (result.achieved[1].requested, result.achieved[1].achieved) == (wanted, wanted)
+    assert result.achieved[0].met and result.achieved[0].achieved == result.achieved[0].requested
+    x = tiny.latents(seed=5)
+    none = quantize(tmp_path, variant)
+    assert sqnr_db(variant.module, result.module, x) > sqnr_db(variant.module, none.module, x) + 3
+
+
+def test_linear_layers_keep_float_outputs_and_embeddings_float_activations(tmp_path):
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.project = nn.Embedding(11, 6), nn.Linear(6, 4)
+
+        def forward(self, ids):
+            return self.project(self.table(ids))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Text().eval().requires_grad_(False)
+    ids = torch.arange(22).reshape(2, 11) % 11
+    result = quantize(tmp_path, replace(tiny.decoder(), module=module), ids)
+    layers = quantized(result.module)
+    assert set(layers) == {"table", "project"}
+    assert layers["project"].layer.input and layers["project"].layer.output is None
+    assert layers["table"].layer.input is None and layers["table"].layer.bits == 8
+    assert all(a.met for a in result.achieved)
+    assert sqnr_db(module, result.module, ids) > 30
