@@ -175,11 +175,9 @@ def _best(
     task: _Task, network: Network, found: Sequence[Block], known: dict[str, Step], steps: Sequence[Step]
 ) -> _Scored:
     """The candidate with the least damage for what it saves; `known` holds what was measured in earlier rounds."""
-    config, first = task.config, [network.first_name(block.name) for block in found]
-    if not config.rescore and known:
-        unknown = [b for b, name in zip(found, first, strict=True) if name not in known]
-        best = min((name for name in first if name in known), key=lambda name: known[name].score, default=None)
-        found = [*unknown, *(b for b, name in zip(found, first, strict=True) if name == best)]
+    config = task.config
+    if not config.rescore:
+        found = _unknown_and_best(network, found, known)
     removals = [removal_of(network.arch, [block.name], config.stand_in) for block in found]
     sites = {site.block: site for removal in removals for site in removal.patches}
     module = network.module()
@@ -187,13 +185,14 @@ def _best(
     whole, scored = measured(network.arch, config.pixels), []
     for index, (block, removal) in enumerate(zip(found, removals, strict=True)):
         name = network.first_name(block.name)
-        task.stage.progress(len(steps) * len(first) + index, (len(steps) + 1) * len(first), f"scoring {name}")
+        task.stage.progress(len(steps) * len(found) + index, (len(steps) + 1) * len(found), f"scoring {name}")
         without = cut(network, block, removal, fits)
+        rest = without.module()
         milliseconds = known[name].milliseconds if name in known else None
         if config.per == "milliseconds" and milliseconds is None:
             one = take(task.inputs, 0, 1)
             with torch.no_grad():
-                milliseconds = saved_ms(partial(module, *one), partial(without.module(), *one))
+                milliseconds = saved_ms(partial(module, *one), partial(rest, *one))
         sizes = saved_by(whole, block, removal)
         step = Step(
             name=name,
@@ -201,13 +200,20 @@ def _best(
             macs=sizes.macs,
             parameters=sizes.parameters,
             milliseconds=milliseconds,
-            damage=float((outputs(without.module(), task.inputs, config.samples) - task.target).square().mean()),
+            damage=float((outputs(rest, task.inputs, config.samples) - task.target).square().mean()),
             score=math.inf,
         )
         step = replace(step, score=_score(step, steps[-1].damage if steps else 0.0, config))
         known.setdefault(name, step)
         scored.append(_Scored(step=step, network=without))
     return min(scored, key=lambda one: (one.step.score, -one.step.macs))
+
+
+def _unknown_and_best(network: Network, found: Sequence[Block], known: dict[str, Step]) -> list[Block]:
+    """What was never scored, and the best of what was."""
+    names = [network.first_name(block.name) for block in found]
+    best = min((name for name in names if name in known), key=lambda name: known[name].score, default=None)
+    return [block for block, name in zip(found, names, strict=True) if name == best or name not in known]
 
 
 def _score(step: Step, before: float, config: Config) -> float:
