@@ -26,7 +26,8 @@ _LIMITS = ("min", "max", "max_drop", "max_rise", "max_ratio")
     [
         (
             "{metric: psrn, min: 3}",
-            "8:6: gates.0.metric: no metric 'psrn'; did you mean 'psnr'? (known: latency, lpips, psnr, size, ssim)",
+            "8:6: gates.0.metric: no metric 'psrn'; did you mean 'psnr'? "
+            "(known: clip_rate, colour_shift, cosine, grid, latency, lpips, ms_ssim, peak_memory, psnr, size, sqnr, ssim)",
         ),
         (
             "{metric: psnr, max_rise: 1}",
@@ -92,7 +93,7 @@ _LIMITS = ("min", "max", "max_drop", "max_rise", "max_ratio")
         (
             "{metric: psnr, minimum: 3}",
             "8:20: gates.0.minimum: unknown key; did you mean 'min'? (known: metric, net, against, of, "
-            "statistic, min, max, max_drop, max_rise, max_ratio)",
+            "statistic, min, max, max_drop, max_rise, max_ratio, max_gain)",
         ),
         (
             "psnr",
