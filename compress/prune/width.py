@@ -54,7 +54,7 @@ class Config(Schema):
     )
     most: float = Field(0.75, gt=0, lt=1, description="With a cost: the largest share that a group may lose.")
     reconstruct: bool = Field(True, description="Solve the layers that read cut channels anew, by least squares.")
-    samples: PositiveInt = Field(32, description="Calibration inputs to measure and to solve on.")
+    samples: PositiveInt = Field(16, description="Calibration inputs to measure and to solve on.")
     pixels: int = Field(256, ge=8, multiple_of=8, description="Side of their central crops, in image pixels.")
     positions: PositiveInt = Field(32768, description="Pixels or tokens of each layer's output, over all inputs.")
 

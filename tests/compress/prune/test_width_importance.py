@@ -66,10 +66,10 @@ def without_readers(variant, group, channel):
 @pytest.mark.parametrize(
     "build, inputs, name",
     [
-        (tiny.decoder, lambda: (tiny.latents(24, 4),), "levels.0.resnets.1.hidden"),
-        (tiny.decoder, lambda: (tiny.latents(24, 4),), "levels.1.stream"),
-        (tiny.unet, lambda: tiny.unet_inputs(24, 4), "down_blocks.1.resnets.0.hidden"),
-        (tiny.unet, lambda: tiny.unet_inputs(24, 4), "up_blocks.0.attentions.1.transformer_blocks.0.ff.inner"),
+        (tiny.decoder, lambda: (tiny.latents(16, 4),), "levels.0.resnets.1.hidden"),
+        (tiny.decoder, lambda: (tiny.latents(16, 4),), "levels.1.stream"),
+        (tiny.unet, lambda: tiny.unet_inputs(12, 4), "down_blocks.1.resnets.0.hidden"),
+        (tiny.unet, lambda: tiny.unet_inputs(12, 4), "up_blocks.0.attentions.1.transformer_blocks.0.ff.inner"),
         (tiny.text, lambda: tiny.text_inputs(24), "encoder.layers.0.mlp.inner"),
         (tiny.text, lambda: tiny.text_inputs(24), "encoder.layers.1.self_attn.heads"),
     ],
