@@ -84,8 +84,10 @@ def test_gradients_and_reconstruction_tell_the_change_of_the_output(build, input
             for c in range(group.width)
         ]
     )
+    # a few probes of the output are a noisy estimate of what many of them agree on
+    drawn = [_importance.taylor(watched(variant, given, seed), [group])[group.name] for seed in range(16)]
+    slopes = torch.stack(drawn).mean(dim=0)
     here = watched(variant, given)
-    slopes = _importance.taylor(here, [group])[group.name]
     missed = _importance.reconstruction(here, [group], compensated=False)[group.name]
     assert 0.4 < float(slopes.sum() / real.sum()) < 2.5
     if group.width > 4:
