@@ -1,6 +1,5 @@
 """The passed variant -> one file per format, each loaded by its own runtime and gated again before it may ship."""
 
-import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +8,11 @@ from typing import Any
 import torch
 
 from compress import evaluation, registry
+from compress.components import kind_of
 from compress.errors import UserError
 from compress.evaluation import Job, Measured, Photographs
+from compress.export._labels import described
+from compress.files import copy_artifact, size_of
 from compress.nn.batches import outputs, take
 from compress.nn.qmodules import quantized
 from compress.plan import Plan
@@ -63,8 +65,7 @@ def _one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measu
     source = Source(variant=variant, key=plan.variant_key, metadata=metadata)
     made = _file(job.store, item, source, take(photographs.inputs, 0, 1))
     path = job.run.root / "artifacts" / made.name
-    path.parent.mkdir(exist_ok=True)
-    shutil.copyfile(made, path)
+    copy_artifact(made, path)
     job.tell(Event(kind="progress", name=name, text="writing the teacher, for comparison", done=1, total=3))
     theirs = teacher_file(plan, job.store, item.format, job.teacher, take(photographs.inputs, 0, 1))
     job.tell(Event(kind="progress", name=name, text="decoding, measuring and timing the file", done=2, total=3))
@@ -117,7 +118,7 @@ def judge_file(
         runtime=exporter.RUNTIME,
         threads=threads,
     )
-    sizes = gates.Sizes(candidate_bytes=path.stat().st_size, reference_bytes=reference.stat().st_size)
+    sizes = gates.Sizes(candidate_bytes=size_of(path), reference_bytes=size_of(reference))
     return Exported(
         format=name,
         path=path,
@@ -129,13 +130,32 @@ def judge_file(
     )
 
 
+def _formats() -> dict[str, str]:
+    return {registry.load(name).SUFFIX: name.removeprefix("export.") for name in registry.names("export")}
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a file or a folder is one of a format that exporters write, by its suffix."""
+    return path.is_file() or (path.is_dir() and path.suffix in _formats())
+
+
+def artifact_with(file: Path, entry: Path) -> Path:
+    """The artifact that a file of a zoo entry is, or belongs to where a folder is one artifact."""
+    folders = [entry.joinpath(*parts) for parts in _beginnings(file.relative_to(entry).parts[:-1])]
+    return next((folder for folder in folders if folder.suffix in _formats()), file)
+
+
+def _beginnings(parts: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [parts[: count + 1] for count in range(len(parts))]
+
+
 def format_of(path: Path) -> str:
-    """The format of a file, by its suffix.
+    """The format of an artifact, by its suffix.
 
     Raises:
         UserError: no exporter writes such files; names those that there are.
     """
-    suffixes = {registry.load(name).SUFFIX: name.removeprefix("export.") for name in registry.names("export")}
+    suffixes = _formats()
     if path.suffix not in suffixes:
         raise UserError(f"{path}: no format has the suffix '{path.suffix}'; known: {', '.join(sorted(suffixes))}")
     return suffixes[path.suffix]
@@ -154,7 +174,8 @@ def _file(store: Store, item: PlannedExport, source: Source, example: Inputs) ->
     """The exported file, from the store if it was made before."""
     exporter = registry.load(f"export.{item.format}")
     name = source.variant.component.rpartition("/")[2] + exporter.SUFFIX
-    metadata = source.metadata | {"input": "the diffusion UNet's latents", "output": "image, RGB in [0, 1]"}
+    output = kind_of(source.variant.arch.kind).output
+    metadata = source.metadata | described(source.variant.arch, output)
     key = key_of(
         {
             "export": item.format,
@@ -168,7 +189,7 @@ def _file(store: Store, item: PlannedExport, source: Source, example: Inputs) ->
     )
 
     def build(folder: Path) -> None:
-        exporter.export(source.variant.module, example, folder / name, item.config, metadata=metadata)
+        exporter.export(source.variant.module, example, folder / name, item.config, metadata=metadata, output=output)
 
     return (store.get(key) or store.put(key, build)) / name
 

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -214,10 +214,15 @@ def _checked_entry(entry: Entry) -> None:
 
 def _checked_samples(entry: Entry) -> None:
     for sample in entry.samples:
-        if sample.file not in entry.files:
+        if not _files_of(sample.file, entry.files):
             raise UserError(f"a sample names {sample.file!r}, which is not among the files: {', '.join(entry.files)}")
         if not all(x.isfinite().all() for x in (*sample.inputs, sample.output)):
             raise UserError(f"{entry.name}: the sample of {sample.file} is not finite; export the variant again")
+
+
+def _files_of(artifact: str, files: Iterable[str]) -> set[str]:
+    """An artifact's files: itself, or those below it where it is a folder."""
+    return {file for file in files if file == artifact or file.startswith(f"{artifact}/")}
 
 
 def _refuse_nesting(name: str, index: Mapping[str, _Indexed]) -> None:
@@ -359,8 +364,9 @@ def _sample_checks(folder: Path, entry: str, intact: set[str], runner: Callable[
     if "card.json" not in intact:
         yield Check(entry=entry, file="samples", ok=False, problem="were not run: card.json is not intact")
         return
-    for sample in _read_card(folder).samples:
-        run = {sample.file, sample.tensors} <= intact
+    card = _read_card(folder)
+    for sample in card.samples:
+        run = {sample.tensors, *(_files_of(sample.file, card.files) or {sample.file})} <= intact
         problem = _sample_problem(folder, sample, runner) if run else f"not run: it or {sample.file} is not intact"
         yield Check(entry=entry, file=sample.tensors, ok=problem == "", problem=problem)
 

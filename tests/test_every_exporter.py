@@ -5,17 +5,18 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tiny
 import torch
 
 from compress import registry
 from compress.components import load_variant
-from compress.errors import MissingExtra
+from compress.errors import MissingExtra, UserError
+from compress.files import copy_artifact, parts_of, size_of
 from compress.nn.affine import PerChannel
 from compress.records import Variant
 from compress.schema import Schema
 
 NAMES = [file.stem for file in sorted(Path(registry.__file__).parent.glob("export/*.py")) if file.stem[0] != "_"]
-PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript")}  # what each format's runtime and writer are
 METADATA = {"component": "tiny/decoder", "recipe": "decoder/tiny"}
 
 each = pytest.mark.parametrize("name", NAMES)
@@ -28,7 +29,7 @@ def exporter(name: str) -> ModuleType:
 
 @pytest.fixture
 def installed(name: str) -> None:
-    for package in PACKAGES.get(name, ()):
+    for package in registry.load(f"export.{name}").PACKAGES:
         pytest.importorskip(package, reason=f"extra {name} is not installed")
 
 
@@ -68,6 +69,10 @@ def test_float_is_held_and_what_is_not_held_is_explained(exporter: ModuleType) -
     assert all("choose" in reason for reason in reasons)
 
 
+def contents(artifact: Path) -> dict[str, bytes]:
+    return {part.relative_to(artifact).as_posix(): part.read_bytes() for part in parts_of(artifact)}
+
+
 @each
 @pytest.mark.usefixtures("installed")
 def test_the_file_computes_what_the_module_computes(
@@ -76,7 +81,8 @@ def test_the_file_computes_what_the_module_computes(
     files = [tmp_path / f"{index}{exporter.SUFFIX}" for index in range(2)]
     for file in files:
         exporter.export(decoder.module, (latents[:1],), file, exporter.Config(), metadata=METADATA)
-    assert files[0].read_bytes() == files[1].read_bytes()
+    assert contents(files[0]) == contents(files[1])
+    assert size_of(files[0]) == sum(map(len, contents(files[0]).values()))
     assert sorted(tmp_path.iterdir()) == files
     with torch.no_grad():
         expected = decoder.module(latents)
@@ -86,6 +92,52 @@ def test_the_file_computes_what_the_module_computes(
     assert expected.std() > 0.05
     assert float((found - expected).abs().max()) < 1e-4
     assert exporter.read_back(files[0]) == {}
+    moved = tmp_path / "elsewhere" / files[0].name
+    copy_artifact(files[0], moved)
+    assert contents(moved) == contents(files[0])
+    assert torch.equal(exporter.load(moved, threads=1)(latents), found)
+
+
+@each
+@pytest.mark.usefixtures("installed")
+def test_the_unet_takes_its_three_inputs_and_the_text_encoder_token_ids(exporter: ModuleType, tmp_path: Path) -> None:
+    cases = [
+        (tiny.unet().module, tiny.unet_inputs(2), "prediction"),
+        (tiny.text().module, tiny.text_inputs(2), "states"),
+        (tiny.text().module, tuple(ids.to(torch.int32) for ids in tiny.text_inputs(2)), "states"),
+    ]
+    for number, (module, inputs, output) in enumerate(cases):
+        file = tmp_path / f"{number}{exporter.SUFFIX}"
+        example = tuple(x[:1] for x in inputs)
+        exporter.export(module, example, file, exporter.Config(), metadata=METADATA, output=output)
+        with torch.no_grad():
+            expected = module(*inputs)
+        found = exporter.load(file, threads=1)(*inputs)
+        assert found.dtype == torch.float32
+        assert expected.std() > 0.1
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@each
+@pytest.mark.usefixtures("installed")
+def test_a_missing_damaged_or_foreign_artifact_is_the_users_error(
+    exporter: ModuleType, decoder: Variant, latents: torch.Tensor, tmp_path: Path
+) -> None:
+    whole = tmp_path / f"whole{exporter.SUFFIX}"
+    exporter.export(decoder.module, (latents[:1],), whole, exporter.Config(), metadata=METADATA)
+    broken = [tmp_path / f"missing{exporter.SUFFIX}"]
+    for number, part in enumerate(parts_of(whole)):
+        content = part.read_bytes()
+        for name, damaged in (("cut", content[: len(content) // 2]), ("text", b"not a model"), ("empty", b"")):
+            copy = tmp_path / f"{name}{number}{exporter.SUFFIX}"
+            copy_artifact(whole, copy)
+            (copy / part.relative_to(whole) if part != whole else copy).write_bytes(damaged)
+            broken.append(copy)
+    for path in broken:
+        with pytest.raises(UserError, match=path.name):
+            exporter.load(path, threads=1)
+        with pytest.raises(UserError, match=path.name):
+            exporter.read_back(path)
 
 
 @each
@@ -97,7 +149,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for package in PACKAGES[name]:
+    for package in exporter.PACKAGES:
         monkeypatch.setitem(sys.modules, package, None)
     path = tmp_path / f"file{exporter.SUFFIX}"
     with pytest.raises(MissingExtra, match=rf"pip install 'mdcompress\[{name}\]'"):

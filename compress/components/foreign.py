@@ -319,6 +319,7 @@ def _kind(leaf: Leaf, feed: str | None) -> Kind:
     return Kind(
         config=Config,
         build=partial(build, flag=FLAGS[leaf]),
+        output="image" if leaf == "decoder" else "latents",
         input_shape=input_shape,
         channel_groups=channel_groups,
         with_widths=with_widths,

@@ -247,6 +247,7 @@ KINDS = {
     "text_encoder": Kind(
         config=TextEncoderConfig,
         build=TextEncoder,
+        output="states",
         input_shape=_ids_shape,
         inputs=lambda config, pixels: (torch.zeros(_ids_shape(config, pixels), dtype=torch.int64, device="meta"),),
         channel_groups=channel_groups,

@@ -298,6 +298,7 @@ KINDS = {
     "unet": Kind(
         config=UNetConfig,
         build=UNet,
+        output="prediction",
         input_shape=_latent_shape,
         inputs=_inputs,
         channel_groups=channel_groups,

@@ -12,11 +12,9 @@ Cost: one trace (seconds) and twice the float weights in memory. Weight-only fil
 are smaller, not faster. Only 8-bit convolutions with input and output ranges run on integer kernels.
 """
 
-import inspect
 import logging
-import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +24,14 @@ from pydantic import Field
 from torch import nn
 
 from compress.errors import UserError, require
+from compress.export._held import refuse_layers
+from compress.export._labels import Output, input_names, with_inputs
 from compress.export._onnx_graph import Rewriter, name_and_strip, norms_spelled_out, weight_of
+from compress.export._sizes import free_axes
+from compress.files import write_bytes
 from compress.nn.affine import Granularity, Half, Palette, PerGroup, QuantizedWeight
 from compress.nn.batches import split, take
-from compress.nn.qmodules import QuantizedModule, quantized
+from compress.nn.qmodules import quantized
 from compress.nn.surgery import float_twin
 from compress.records import Inputs
 from compress.schema import Schema
@@ -39,18 +41,22 @@ if TYPE_CHECKING:
 
 SUFFIX = ".onnx"
 RUNTIME = "onnxruntime"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 PURPOSE = "export.onnx"
 WEIGHT_BITS = (4, 8)
+NUMPY_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32"}  # of inputs
 
 
 class Config(Schema):
     """What a recipe may say about the file."""
 
     opset: int = Field(21, ge=21, le=23)  # older ones cannot hold 4-bit weights
-    dynamic: bool = True  # height and width free; else those of the example
+    dynamic: bool = Field(True, description="Height and width of latents and pictures are free; else the example's.")
 
 
-def refuse(weight_bits: int, granularity: Granularity, activation_bits: int = 32) -> list[str]:
+def refuse(
+    weight_bits: int, granularity: Granularity | None, activation_bits: int = 32, config: Config | None = None
+) -> list[str]:
     """Why the format cannot hold such a quantization: nothing, or one sentence each. 32 bits mean float."""
     reasons = []
     if isinstance(granularity, Palette | Half):
@@ -68,7 +74,15 @@ def refuse(weight_bits: int, granularity: Granularity, activation_bits: int = 32
     return reasons
 
 
-def export(module: nn.Module, example: Inputs, path: Path, config: Config, *, metadata: dict[str, str]) -> None:
+def export(
+    module: nn.Module,
+    example: Inputs,
+    path: Path,
+    config: Config,
+    *,
+    metadata: Mapping[str, str],
+    output: Output = "image",
+) -> None:
     """Write `module` as one file, or nothing.
 
     Args:
@@ -76,7 +90,8 @@ def export(module: nn.Module, example: Inputs, path: Path, config: Config, *, me
         example: its inputs, e.g. latents [n, c, h, w] alone; the file takes a batch of 1 of their shapes.
         path: the file; replaced if it is there.
         config: opset and whether height and width are free.
-        metadata: written into the file, sorted by key.
+        metadata: written into the file, sorted by key, with what is known of each input.
+        output: what the component makes, and the output's name in the file.
 
     Raises:
         UserError: the format cannot hold a layer, or a layer has no place in the traced graph.
@@ -84,16 +99,16 @@ def export(module: nn.Module, example: Inputs, path: Path, config: Config, *, me
     """
     onnx = require("onnx", extra="onnx", purpose=PURPOSE)
     layers = quantized(module)
-    _refuse_layers(layers)
-    model = _traced(float_twin(module), take(example, 0, 1), config)
+    refuse_layers("ONNX", module, refuse, config)
+    model = _traced(float_twin(module), take(example, 0, 1), config, output)
     norms_spelled_out(onnx, model.graph)
     scopes = name_and_strip(model)
     if layers:
         Rewriter(onnx, model.graph).place(layers, scopes)
     model.producer_name, model.producer_version = "mdcompress", ""
-    onnx.helper.set_model_props(model, {key: metadata[key] for key in sorted(metadata)})
+    onnx.helper.set_model_props(model, with_inputs(metadata, input_names(module, example)))
     onnx.checker.check_model(model, full_check=True)
-    _write(path, model.SerializeToString(deterministic=True))
+    write_bytes(path, model.SerializeToString(deterministic=True))
 
 
 def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
@@ -113,11 +128,12 @@ def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = _session(runtime, path, options)
     names = [given.name for given in session.get_inputs()]
+    types = [NUMPY_TYPES[given.type] for given in session.get_inputs()]
 
     def call(*inputs: torch.Tensor) -> torch.Tensor:
         made = []
         for one in split(inputs, 1):
-            arrays = [x.detach().contiguous().numpy() for x in one]
+            arrays = [x.detach().contiguous().numpy().astype(t, copy=False) for x, t in zip(one, types, strict=True)]
             made.append(torch.from_numpy(session.run(None, dict(zip(names, arrays, strict=True)))[0]))
         return torch.cat(made)
 
@@ -136,6 +152,8 @@ def read_back(path: Path) -> dict[str, QuantizedWeight]:
         graph = onnx.load(path).graph
     except (OSError, decode_error) as error:
         raise UserError(f"{path}: not a readable ONNX file ({error}); export the variant again") from error
+    if not graph.node:
+        raise UserError(f"{path}: not an ONNX model, or an empty one; export the variant again")
     tensors = {t.name: t for t in graph.initializer}
     shapes = {n.input[0]: tensors[n.input[1]] for n in graph.node if n.op_type == "Reshape" and n.input[1] in tensors}
     weights = {}
@@ -145,16 +163,6 @@ def read_back(path: Path) -> dict[str, QuantizedWeight]:
             parsed = weight_of(onnx, node, tensors, None if shape is None else onnx.numpy_helper.to_array(shape))
             weights[node.input[0].removesuffix(".weight")] = parsed
     return weights
-
-
-def _refuse_layers(layers: dict[str, QuantizedModule]) -> None:
-    problems = []
-    for name, q in layers.items():
-        grids = [grid.bits for grid in (q.layer.input, q.layer.output) if grid is not None]
-        reasons = refuse(q.layer.bits, q.layer.granularity, max(grids, default=32))
-        problems += [f"{name}: {reason}" for reason in reasons]
-    if problems:
-        raise UserError("ONNX cannot hold this variant:\n" + "\n".join(problems))
 
 
 @contextmanager
@@ -171,11 +179,9 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _traced(module: nn.Module, example: Inputs, config: Config) -> "ModelProto":
+def _traced(module: nn.Module, example: Inputs, config: Config, output: Output) -> "ModelProto":
     require("onnxscript", extra="onnx", purpose=PURPOSE)
-    if config.dynamic and example[0].dim() != 4:
-        raise UserError(f"free height and width need an NCHW input, not {example[0].dim()} axes: set dynamic: false")
-    axes = {2: torch.export.Dim("h", min=1), 3: torch.export.Dim("w", min=1)} if config.dynamic else None
+    axes = free_axes(module, example) if config.dynamic else None
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
@@ -183,9 +189,9 @@ def _traced(module: nn.Module, example: Inputs, config: Config) -> "ModelProto":
             dynamo=True,
             external_data=False,
             opset_version=config.opset,
-            input_names=list(inspect.signature(module.forward).parameters)[: len(example)],
-            output_names=["image"],
-            dynamic_shapes=None if axes is None else (axes, *(None for _ in example[1:])),
+            input_names=input_names(module, example),
+            output_names=[output],
+            dynamic_shapes=axes,
             verbose=False,
         )
     if program is None:
@@ -203,14 +209,3 @@ def _session(runtime: Any, path: Path, options: Any) -> Any:
             f"{path}: ONNX Runtime {runtime.__version__} cannot load it ({error}); export the variant again, "
             "or fetch the file again if it was copied"
         ) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The whole file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
