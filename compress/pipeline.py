@@ -134,6 +134,7 @@ def _run_stage(job: Job, stage: PlannedStage, name: str, parent: Variant) -> Pat
         achieved=result.achieved,
         skipped=result.skipped,
         notes=result.notes,
+        tables=result.tables,
     )
     made = replace(parent, arch=result.arch, module=result.module, lineage=(*parent.lineage, record))
     folder = job.store.put(stage.key, lambda place: save_variant(made, place))
