@@ -116,6 +116,11 @@ def test_the_unet_takes_its_three_inputs_and_the_text_encoder_token_ids(exporter
         assert found.dtype == torch.float32
         assert expected.std() > 0.1
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    if "dynamic" in exporter.Config.model_fields:
+        module, larger = cases[0][0], tiny.unet_inputs(1, size=12)
+        found = exporter.load(tmp_path / f"0{exporter.SUFFIX}", threads=1)(*larger)
+        with torch.no_grad():
+            torch.testing.assert_close(found, module(*larger), rtol=0, atol=1e-4)
 
 
 @each

@@ -15,6 +15,7 @@ from compress.errors import UserError
 from compress.nn.affine import (
     ActivationRange,
     Granularity,
+    Half,
     PerChannel,
     PerGroup,
     PerTensor,
@@ -171,8 +172,8 @@ class Rewriter:
             node.input[:] = [renamed.get(value, value) for value in node.input]
 
     def _operation(self, node: "NodeProto", name: str, q: QuantizedModule, addition: "NodeProto | None") -> None:
-        transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB", 0))
-        inputs = [self._on_grid(node.input[0], q.layer.input, f"{node.name}/input"), self._weight(name, q, transposed)]
+        weight = self._weight(name, q, _stored_turned(node))
+        inputs = [self._on_grid(node.input[0], q.layer.input, f"{node.name}/input"), weight]
         if q.bias is not None and addition is None:
             inputs.append(self._bias(name, q, q.bias))
         node.input[:] = inputs
@@ -206,6 +207,8 @@ class Rewriter:
         """Integers and scales of one layer; stored [i, o] where the graph multiplies by the transpose."""
         if name in self.written:
             return self.written[name]
+        if isinstance(q.layer.granularity, Half):
+            return self._half_weight(name, q.qdata.t() if transposed else q.qdata)
         qdata, scale, attributes = q.qdata, q.scale, {"axis": 0}
         match q.layer.granularity:
             case PerTensor():
@@ -227,6 +230,18 @@ class Rewriter:
             value = self._add("Reshape", [value, shape], f"{name}.weight/reshaped", None)
         self.written[name] = value
         return value
+
+    def _half_weight(self, name: str, weight: torch.Tensor) -> str:
+        """16-bit numbers, cast to float32 when the file is loaded."""
+        kind = "FLOAT16" if weight.dtype == torch.float16 else "BFLOAT16"
+        raw = weight.contiguous().view(torch.int16).numpy().tobytes()
+        tensor = self.onnx.helper.make_tensor(
+            f"{name}.weight", getattr(self.onnx.TensorProto, kind), weight.shape, raw, raw=True
+        )
+        self.tensors.append(tensor)
+        to = self.onnx.TensorProto.FLOAT
+        self.written[name] = self._add("Cast", [tensor.name], f"{name}.weight/float", None, to=to)
+        return self.written[name]
 
     def _bias(self, name: str, q: QuantizedModule, bias: torch.Tensor) -> str:
         """Integers on the grid input scale * weight scale, as integer kernels add them; float without such a grid."""
@@ -304,6 +319,27 @@ def weight_of(onnx: Any, node: "NodeProto", tensors: dict[str, "TensorProto"], s
         scale=(scale if scale.dim() else scale.reshape(1)).contiguous(),
         bits=bits,
         granularity=granularity,
+    )
+
+
+def turned_weights(graph: "GraphProto") -> set[str]:
+    """The values that are multiplied by as they are stored, not by their transpose."""
+    return {n.input[1] for n in graph.node if n.op_type in ("Gemm", "MatMul") and _stored_turned(n)}
+
+
+def _stored_turned(node: "NodeProto") -> bool:
+    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB", 0))
+
+
+def half_of(onnx: Any, stored: "TensorProto", *, turned: bool) -> QuantizedWeight:
+    """The 16-bit numbers of a weight; `turned` where the graph multiplies by the transpose."""
+    dtype = torch.float16 if stored.data_type == onnx.TensorProto.FLOAT16 else torch.bfloat16
+    weight = torch.frombuffer(bytearray(stored.raw_data), dtype=dtype).reshape(tuple(stored.dims))
+    return QuantizedWeight(
+        qdata=(weight.t() if turned else weight).contiguous(),
+        scale=torch.zeros(0),
+        bits=16,
+        granularity=Half("float16" if dtype == torch.float16 else "bfloat16"),
     )
 
 

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -26,10 +26,12 @@ from torch import nn
 from compress.errors import UserError, require
 from compress.export._held import refuse_layers
 from compress.export._labels import Output, input_names, with_inputs
-from compress.export._onnx_graph import Rewriter, name_and_strip, norms_spelled_out, weight_of
+from compress.export._onnx_graph import Rewriter, half_of, name_and_strip, norms_spelled_out, turned_weights, weight_of
+from compress.export._onnx_half import to_half
+from compress.export._overflow import refuse_overflow
 from compress.export._sizes import free_axes
 from compress.files import write_bytes
-from compress.nn.affine import Granularity, Half, Palette, PerGroup, QuantizedWeight
+from compress.nn.affine import Granularity, Palette, PerGroup, QuantizedWeight
 from compress.nn.batches import split, take
 from compress.nn.qmodules import quantized
 from compress.nn.surgery import float_twin
@@ -43,7 +45,7 @@ SUFFIX = ".onnx"
 RUNTIME = "onnxruntime"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 PURPOSE = "export.onnx"
-WEIGHT_BITS = (4, 8)
+WEIGHT_BITS = (4, 8, 16)
 NUMPY_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32"}  # of inputs
 
 
@@ -51,6 +53,9 @@ class Config(Schema):
     """What a recipe may say about the file."""
 
     opset: int = Field(21, ge=21, le=23)  # older ones cannot hold 4-bit weights
+    precision: Literal["float32", "float16"] = Field(
+        "float32", description="What is computed in; inputs and outputs are float32 either way."
+    )
     dynamic: bool = Field(True, description="Height and width of latents and pictures are free; else the example's.")
 
 
@@ -59,11 +64,12 @@ def refuse(
 ) -> list[str]:
     """Why the format cannot hold such a quantization: nothing, or one sentence each. 32 bits mean float."""
     reasons = []
-    if isinstance(granularity, Palette | Half):
-        kind = "palettes" if isinstance(granularity, Palette) else "half-precision weights beside float activations"
-        return [f"this exporter writes no {kind}: choose quantize.rtn, quantize.gptq or quantize.static instead"]
+    if isinstance(granularity, Palette):
+        return ["ONNX has no palettes: choose quantize.rtn, quantize.gptq or quantize.static, or export coreml"]
+    if config is not None and config.precision == "float16" and activation_bits != 32:
+        reasons.append("integer kernels do not compute in float16: choose precision: float32, or quantize weights only")
     if weight_bits not in (*WEIGHT_BITS, 32):
-        reasons.append(f"ONNX holds weights of 4 or 8 bits, not {weight_bits}: choose weight_bits 4 or 8")
+        reasons.append(f"ONNX holds weights of 4, 8 or 16 bits, not {weight_bits}: choose weight_bits 4 or 8")
     if activation_bits not in (8, 32):
         reasons.append(
             f"ONNX Runtime computes on activations of 8 bits or float, not {activation_bits} bits: "
@@ -100,11 +106,15 @@ def export(
     onnx = require("onnx", extra="onnx", purpose=PURPOSE)
     layers = quantized(module)
     refuse_layers("ONNX", module, refuse, config)
+    if config.precision == "float16":
+        refuse_overflow(module, example)
     model = _traced(float_twin(module), take(example, 0, 1), config, output)
     norms_spelled_out(onnx, model.graph)
     scopes = name_and_strip(model)
     if layers:
         Rewriter(onnx, model.graph).place(layers, scopes)
+    if config.precision == "float16":
+        to_half(onnx, model)
     model.producer_name, model.producer_version = "mdcompress", ""
     onnx.helper.set_model_props(model, with_inputs(metadata, input_names(module, example)))
     onnx.checker.check_model(model, full_check=True)
@@ -155,13 +165,18 @@ def read_back(path: Path) -> dict[str, QuantizedWeight]:
     if not graph.node:
         raise UserError(f"{path}: not an ONNX model, or an empty one; export the variant again")
     tensors = {t.name: t for t in graph.initializer}
-    shapes = {n.input[0]: tensors[n.input[1]] for n in graph.node if n.op_type == "Reshape" and n.input[1] in tensors}
     weights = {}
+    turned = turned_weights(graph)
     for node in graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in tensors and node.input[0].endswith(".weight"):
-            shape = shapes.get(node.output[0])
+        if not node.input or node.input[0] not in tensors or not node.input[0].endswith(".weight"):
+            continue
+        name, stored = node.input[0].removesuffix(".weight"), tensors[node.input[0]]
+        if node.op_type == "DequantizeLinear":
+            shape = tensors.get(f"{node.input[0]}.shape")
             parsed = weight_of(onnx, node, tensors, None if shape is None else onnx.numpy_helper.to_array(shape))
-            weights[node.input[0].removesuffix(".weight")] = parsed
+            weights[name] = parsed
+        elif node.op_type == "Cast" and stored.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
+            weights[name] = half_of(onnx, stored, turned=bool(turned & {*node.output, f"{node.output[0]}/float16"}))
     return weights
 
 
