@@ -69,7 +69,7 @@ def refuse(
     if config is not None and config.precision == "float16" and activation_bits != 32:
         reasons.append("integer kernels do not compute in float16: choose precision: float32, or quantize weights only")
     if weight_bits not in (*WEIGHT_BITS, 32):
-        reasons.append(f"ONNX holds weights of 4, 8 or 16 bits, not {weight_bits}: choose weight_bits 4 or 8")
+        reasons.append(f"ONNX holds integer weights of 4 or 8 bits, not {weight_bits}: choose weight_bits 4 or 8")
     if activation_bits not in (8, 32):
         reasons.append(
             f"ONNX Runtime computes on activations of 8 bits or float, not {activation_bits} bits: "
