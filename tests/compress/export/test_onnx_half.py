@@ -131,7 +131,7 @@ class Loud(nn.Module):
 
 def test_values_beyond_float16_are_refused_by_module_and_nothing_is_written(tmp_path):
     x = torch.ones(1, 4)
-    for gain, message in ((3e4, "larger: loud"), (float("nan"), "larger: loud nan")):
+    for gain, message in ((3e4, "larger: loud"), (float("nan"), "larger: .*loud nan")):
         with pytest.raises(UserError, match=rf"float16 ends at 65504.*{message}.*choose precision: float32"):
             export_onnx.export(Loud(gain).eval(), (x,), tmp_path / "l.onnx", HALF, metadata={})
     assert not any(tmp_path.iterdir())
