@@ -57,6 +57,10 @@ def without_repeats(graph: torch.fx.GraphModule) -> int:
 class _Layer(nn.Module):
     """One quantized layer in operators that say so; takes and gives what the layer takes and gives."""
 
+    qdata: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor | None
+
     def __init__(self, q: QuantizedModule, style: Style) -> None:
         super().__init__()
         self.layer, self.style, self.shape = q.layer, style, tuple(q.qdata.shape)
