@@ -104,14 +104,15 @@ def _facts(measured: Measured, shipped: Exported | None) -> tuple[records.Fact, 
                 variant=sizes.candidate_bytes,
             )
         )
-        facts.append(
-            records.Fact(
-                label=f"Latency, {shipped.latency.runtime}",
-                unit="ms",
-                reference=statistics.median(shipped.latency.reference_ms),
-                variant=statistics.median(shipped.latency.candidate_ms),
+        if shipped.latency is not None:
+            facts.append(
+                records.Fact(
+                    label=f"Latency, {shipped.latency.runtime}",
+                    unit="ms",
+                    reference=statistics.median(shipped.latency.reference_ms),
+                    variant=statistics.median(shipped.latency.candidate_ms),
+                )
             )
-        )
     measurements = shipped.measurements if shipped else final.measurements
     for metric, unit in (("psnr", "dB"), ("lpips", "")):
         ours, theirs = mean_of(measurements, metric), mean_of(measurements, metric, "reference")

@@ -98,14 +98,14 @@ def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | f
         "macs": cost.macs,
         "image_size": plan.recipe.data.evaluation.size,
         "bytes": first.sizes.candidate_bytes,
-        "latency_ratio": round(first.latency.ratio, 4),
-        "latency_host": first.latency.host,
-        "latency_runtime": first.latency.runtime,
         "variant_key": plan.variant_key,
         "recipe_sha256": plan.digest,
         "input": f"the diffusion UNet's latents, float32 {list(measured.basis.inputs[0][:1].shape)}",
         "output": f"image, float32 {list(measured.basis.truth[:1].shape)}, RGB in [0, 1]",
     }
+    if first.latency is not None:
+        facts["latency_ratio"] = round(first.latency.ratio, 4)
+        facts |= {"latency_host": first.latency.host, "latency_runtime": first.latency.runtime}
     for metric in ("psnr", "ssim", "lpips"):
         ours, theirs = mean_of(first.measurements, metric), mean_of(first.measurements, metric, "reference")
         if ours is not None and theirs is not None:
