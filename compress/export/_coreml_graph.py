@@ -30,10 +30,11 @@ from compress.nn.affine import (
 from compress.nn.qmodules import QuantizedModule
 
 KEY = "mdcompress.layers"  # in the package's metadata: how each layer is quantized, in JSON
-SHIFT_SCALE, LOOK_UP = "constexpr_blockwise_shift_scale", "constexpr_lut_to_dense"
+MODULE = "module"  # the component within the traced module: names in MIL start with a letter
+LOOK_UP = "constexpr_lut_to_dense"
 
 
-def place(program: Any, layers: Mapping[str, QuantizedModule], *, prefix: str = "") -> None:
+def place(program: Any, layers: Mapping[str, QuantizedModule]) -> None:
     """Replace each layer's float weight by its integers, and round its activations where it says so, in place.
 
     Raises:
@@ -41,7 +42,7 @@ def place(program: Any, layers: Mapping[str, QuantizedModule], *, prefix: str = 
     """
     block = program.functions["main"]
     weights = {op.name: op for op in block.operations if op.op_type == "const"}
-    found = {name: _weight_of(weights, prefix + name) for name in layers}
+    found = {name: _weight_of(weights, name) for name in layers}
     lost = [name for name, op in found.items() if op is None or not op.outputs[0].child_ops]
     if lost or len({id(op) for op in found.values()}) < len(found):
         raise UserError(
@@ -54,9 +55,14 @@ def place(program: Any, layers: Mapping[str, QuantizedModule], *, prefix: str = 
             _place_one(block, found[name], name, q)
 
 
+def _plain(name: str) -> str:
+    """A layer's name as MIL takes it, the module being `MODULE` of the traced one."""
+    return f"{MODULE}_{name.replace('.', '_')}"
+
+
 def _weight_of(weights: Mapping[str, Any], name: str) -> Any:
     """The constant that the converter made of a layer's weight; conversion to float16 gives it another name."""
-    stem = name.replace(".", "_") + "_weight"
+    stem = f"{_plain(name)}_weight"
     return next((weights[n] for n in (stem, f"{stem}_to_fp16") if n in weights), None)
 
 
@@ -103,7 +109,7 @@ def _rounded(builder: Any, value: Any, grid: ActivationRange, name: str, **where
 def _compressed(builder: Any, const: Any, name: str, q: QuantizedModule) -> Any:
     """The operator that makes the weight of what is stored."""
     kind = const.outputs[0].val.dtype
-    label = name.replace(".", "_") + "_stored"
+    label = f"{_plain(name)}_stored"
     if isinstance(q.layer.granularity, Palette):
         indices, tables = palette_blocks(q.quantized_weight)
         typed = indices.astype(_integer_type(f"uint{q.layer.bits}"))
@@ -202,7 +208,7 @@ def stored(program: Any, text: str) -> dict[str, QuantizedWeight]:
     """What the program's own operators hold, by layer name, in the variant's terms."""
     entries = json.loads(text) if text else {}
     operators = {op.name: op for op in program.functions["main"].operations}
-    held = {name: operators.get(name.replace(".", "_") + "_stored") for name in entries}
+    held = {name: operators.get(f"{_plain(name)}_stored") for name in entries}
     return {
         name: _weight(op, *entries[name]) for name, op in held.items() if op is not None and op.outputs[0].child_ops
     }

@@ -59,15 +59,16 @@ class Config(Schema):
     )
 
 
-class _Scaled(nn.Module):
-    """Pictures in [0, 255], as Core ML's image outputs want them."""
+class _Traced(nn.Module):
+    """The component; its pictures in [0, 255] where Core ML's image output wants them."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, pixels: bool) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.pixels = module, pixels
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.module(*inputs) * 255.0
+        made = self.module(*inputs)
+        return made * 255.0 if self.pixels else made
 
 
 def refuse(
@@ -125,11 +126,10 @@ def export(
     names = input_names(module, example)
     with _quiet():
         tools = require("coremltools", extra="coreml", purpose=PURPOSE)
-        scaled = config.pixels == "uint8"
-        twin = _Scaled(_twin(module)).eval() if scaled else _twin(module)
-        converted = _converted(tools, twin, take(example, 0, 1), names, config, output)
+        traced = _Traced(_twin(module), pixels=config.pixels == "uint8").eval()
+        converted = _converted(tools, traced, take(example, 0, 1), names, config, output)
         program = converted._mil_program
-        _coreml_graph.place(program, layers, prefix="module_" if scaled else "")
+        _coreml_graph.place(program, layers)
         model = _finished(program, converted) if layers else converted
         spec = model.get_spec()
         labels = with_inputs({**metadata, _coreml_graph.KEY: _coreml_graph.described(layers)}, names)
