@@ -25,7 +25,7 @@ from eval.metrics import latency, peak_memory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What candidates are judged against, decoded and measured once."""
+    """What candidates are judged against, run and measured once."""
 
     plan: Plan
     teacher: Variant
@@ -41,10 +41,9 @@ class Case:
     @property
     def conditions(self) -> baselines.Conditions:
         """What the numbers depend on besides the candidate."""
-        height, width = self.basis.truth.shape[2:]
         return baselines.Conditions(
             data=self.basis.digest,
-            resolution=f"{width}x{height}",
+            resolution=self.basis.shape,
             reference=self.plan.teacher_key,
             host=latency.host(),
         )
@@ -56,7 +55,7 @@ class Taken:
 
     subject: str  # "variant", "onnx"
     path: Path
-    outputs: torch.Tensor  # [n, 3, h, w]
+    outputs: torch.Tensor  # [n, ...]
     measurements: tuple[compare.Measurement, ...]
     latency: latency.LatencyRatio | None  # None: no gate asks for it
     sizes: gates.Sizes
@@ -76,13 +75,12 @@ class Judged:
 
 
 def prepare(plan: Plan, tell: Emit) -> Case:
-    """Decode the teacher's pictures and measure them."""
-    tell(Event(kind="started", name="decoding the teacher's pictures"))
+    """Run the teacher on the evaluation samples and measure what it makes."""
+    tell(Event(kind="started", name="running the teacher"))
     teacher = load_variant(plan.teacher, plan.recipe.component, origins=plan.origins)
     basis = evaluation.prepare(evaluation.feed_of(plan), teacher.module)
     specs = evaluation.specs(plan.recipe.gates)
-    metrics = evaluation.image_metrics(specs)
-    of_teacher = evaluation.measure(basis, basis.reference, metrics, "ground_truth")
+    of_teacher = evaluation.measure(basis, basis.reference, evaluation.own_metrics(basis, specs))
     return Case(plan=plan, teacher=teacher, basis=basis, specs=specs, of_teacher=of_teacher)
 
 

@@ -30,6 +30,7 @@ from compress.nn.batches import named, unnamed
 from compress.records import Inputs
 from compress.schema import Schema
 from compress.zoo_card import readme
+from compress.zoo_samples import Limits, difference
 
 SCHEMA = 1
 INDEX = "index.json"
@@ -49,8 +50,9 @@ class Sample:
     format: str  # the exporter that can load it: "onnx"
     inputs: Inputs
     output: torch.Tensor
-    max_difference: float = MAX_DIFFERENCE
-    min_psnr_db: float = MIN_PSNR_DB
+    max_difference: float | None = MAX_DIFFERENCE  # of pictures
+    min_psnr_db: float | None = MIN_PSNR_DB
+    min_sqnr_db: float | None = None  # of tensors whose range is their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +104,9 @@ class _CardSample(Schema):
     file: str
     format: str
     tensors: str
-    max_difference: float
-    min_psnr_db: float
+    max_difference: float | None = None
+    min_psnr_db: float | None = None
+    min_sqnr_db: float | None = None
 
 
 class _Card(Schema):
@@ -216,6 +219,8 @@ def _checked_samples(entry: Entry) -> None:
     for sample in entry.samples:
         if sample.file not in entry.files:
             raise UserError(f"a sample names {sample.file!r}, which is not among the files: {', '.join(entry.files)}")
+        if all(limit is None for limit in _limits(sample)):
+            raise UserError(f"{entry.name}: the sample of {sample.file} has no limit that another run could be held to")
         if not all(x.isfinite().all() for x in (*sample.inputs, sample.output)):
             raise UserError(f"{entry.name}: the sample of {sample.file} is not finite; export the variant again")
 
@@ -248,8 +253,9 @@ def _build(folder: Path, entry: Entry) -> None:
         tensors = f"samples/{number}.safetensors"
         content = {**named(sample.inputs), "output": sample.output.detach().contiguous()}
         (folder / tensors).write_bytes(save_tensors(content))
-        limits = {"max_difference": sample.max_difference, "min_psnr_db": sample.min_psnr_db}
-        samples.append(_CardSample(file=sample.file, format=sample.format, tensors=tensors, **limits))
+        samples.append(
+            _CardSample(file=sample.file, format=sample.format, tensors=tensors, **_limits(sample)._asdict())
+        )
     if entry.preview_png:
         (folder / "samples" / "preview.png").write_bytes(entry.preview_png)
     card = _Card(
@@ -266,6 +272,10 @@ def _build(folder: Path, entry: Entry) -> None:
     (folder / "verdicts.json").write_bytes(_json(card.verdicts))
     (folder / "card.json").write_bytes(_json(card.model_dump()))
     (folder / "README.md").write_bytes(readme(card.model_dump()).encode())
+
+
+def _limits(sample: Sample | _CardSample) -> Limits:
+    return Limits(*(getattr(sample, name) for name in Limits._fields))
 
 
 def _json(value: Any) -> bytes:
@@ -374,14 +384,5 @@ def _sample_problem(folder: Path, sample: _CardSample, runner: Callable[[str], L
             raise
         return f"{sample.file} does not run: {error}"
     expected = tensors["output"]
-    if found.shape != expected.shape:
-        return f"{sample.file} gives {tuple(found.shape)}, not {tuple(expected.shape)}"
-    difference = (found.double() - expected.double()).abs()
-    largest, mean_square = float(difference.max()), float(difference.square().mean())
-    psnr_db = math.inf if mean_square == 0 else -10 * math.log10(mean_square)
-    if largest <= sample.max_difference and psnr_db >= sample.min_psnr_db:  # false for NaN
-        return ""
-    return (
-        f"{sample.file} does not reproduce it: largest difference {largest:.4g} (allowed {sample.max_difference:.4g}), "
-        f"PSNR {psnr_db:.1f} dB (at least {sample.min_psnr_db:.1f})"
-    )
+    misfit = difference(found, expected, _limits(sample))
+    return f"{sample.file} {misfit}" if misfit else ""

@@ -111,6 +111,8 @@ def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
     options.log_severity_level = 4
     # left alone, products with integer weights round their activations to 8 bits, which no recipe asked for
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    # left alone, integer kernels for processors without VNNI add pairs of products in 16 bits, which saturate
+    options.add_session_config_entry("session.x64quantprecision", "1")
     session = _session(runtime, path, options)
     names = [given.name for given in session.get_inputs()]
 
