@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from compress.components import kind_of
+from compress import components, extras
 from compress.errors import UserError
 from compress.evaluation import Measured
 from compress.export_stage import Exported
@@ -56,7 +56,9 @@ def write_entry_files(
         pairs = zip(measured.basis.reference[:SAMPLES], first.outputs[:SAMPLES], strict=True)
         rows = [torch.cat(pair, dim=2) for pair in pairs]
         _write_png(root / "samples" / "preview.png", torch.cat(rows, dim=1))
-    write_json(root / "entry.json", {"schema": 1, "samples": samples, "facts": _facts(plan, measured, first)})
+    licence, tools = components.licence_of(plan.teacher), _tools([item.format for item in exported])
+    described = {"samples": samples, "facts": _facts(plan, measured, first), "licence": licence, "tools": tools}
+    write_json(root / "entry.json", {"schema": 1, **described})
 
 
 def entry_from_run(root: Path) -> Entry:
@@ -97,12 +99,15 @@ def entry_from_run(root: Path) -> Entry:
         recipe=(root / "recipe.yaml").read_text(encoding="utf-8"),
         verdicts=tuple(verdicts),
         facts=described["facts"],
+        licence=described["licence"],
+        tools=described["tools"],
         preview_png=preview.read_bytes() if preview.exists() else None,
     )
 
 
 def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | float | str]:
-    cost, basis, kind = measured.final.cost, measured.basis, kind_of(plan.source.arch.kind)
+    cost, basis = measured.final.cost, measured.basis
+    kind = components.kind_of(plan.source.arch.kind)
     facts: dict[str, int | float | str] = {
         "parameters": cost.parameters,
         "macs": cost.macs,
@@ -126,6 +131,13 @@ def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | f
         if ours is not None:
             facts[f"{metric}_mean"] = round(ours, 4)
     return facts
+
+
+def _tools(formats: Sequence[str]) -> dict[str, str]:
+    """Versions of what made the files: the packages of their formats' extras."""
+    packages = {extras.DISTRIBUTION, "torch", *(package for form in formats for package in extras.packages(form))}
+    found = {package: extras.version(package) for package in sorted(packages)}
+    return {package: version for package, version in found.items() if version is not None}
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """A sample of a zoo entry, run again: how far what came out may be from what is kept."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +12,11 @@ class Limits(NamedTuple):
     max_difference: float | None  # of pictures, in image units
     min_psnr_db: float | None  # of pictures
     min_sqnr_db: float | None  # of tensors whose range is their own
+
+
+def limits_of(sample: Any) -> Limits:
+    """The limits of a sample, of a run or of a card."""
+    return Limits(*(getattr(sample, name) for name in Limits._fields))
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor, limits: Limits) -> str:
