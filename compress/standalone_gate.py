@@ -10,7 +10,7 @@ import torch
 from compress import evaluation, registry
 from compress.components import load_variant
 from compress.errors import UserError
-from compress.export_stage import format_of, teacher_file
+from compress.export_stage import format_of, teacher_file, timed
 from compress.files import read_json, sha256, write_tensors
 from compress.nn import cost
 from compress.nn.batches import named, outputs, take
@@ -199,11 +199,10 @@ def _take_file(path: Path, case: Case) -> Taken:
     name, example, threads = format_of(path), case.example, torch.get_num_threads()
     exporter = registry.load(f"export.{name}")
     reference = _teacher_file(case, name)
-    candidate = exporter.load(path, threads=threads)
-    pictures = outputs(candidate, case.basis.inputs, 1)
+    pictures = outputs(exporter.load(path, threads=threads), case.basis.inputs, 1)
     taken = None
     if _asked(case.specs, "latency"):
-        theirs = exporter.load(reference, threads=threads)
+        candidate, theirs = (timed(exporter, one, threads) for one in (path, reference))
         taken = latency.paired_ratio(
             lambda: theirs(*example),
             lambda: candidate(*example),
