@@ -255,6 +255,6 @@ KINDS = {
         blocks=blocks,
         without_blocks=without_blocks,
         with_patches=with_patches,
-        feed=None,
+        feed="prompts",
     ),
 }

@@ -307,6 +307,6 @@ KINDS = {
         without_blocks=without_blocks,
         units=units,
         with_patches=with_patches,
-        feed=None,
+        feed="noisy_latents",
     ),
 }

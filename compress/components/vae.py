@@ -201,6 +201,6 @@ KINDS = {
         without_blocks=without_blocks,
         units=units,
         with_patches=with_patches,
-        feed=None,
+        feed="pictures",
     ),
 }

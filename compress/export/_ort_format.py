@@ -9,10 +9,13 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from compress.errors import require
+
 if TYPE_CHECKING:
     import torch
 
 IDENTIFIER = b"ORTM"
+PURPOSE = "an ORT file"
 ALIGNED = 16  # bytes; constants may then be used where they lie
 STRING, STRINGS, RAW, EMPTY = "s", "[s]", "[u8]", "[]"
 
@@ -71,13 +74,11 @@ def parsed(content: bytes) -> Record:
     Raises:
         ValueError, struct.error, IndexError: not an ORT format file, or a damaged one.
     """
-    from flatbuffers import number_types
-    from flatbuffers.table import Table
-
+    types, table = (require(f"flatbuffers.{part}", extra="ort", purpose=PURPOSE) for part in ("number_types", "table"))
     if content[4:8] != IDENTIFIER:
         raise ValueError("not an ORT format file")
     (start,) = struct.unpack_from("<I", content)
-    return _table(Table(bytearray(content), start), "Session", number_types)
+    return _table(table.Table(bytearray(content), start), "Session", types)
 
 
 def _table(table: Any, name: str, types: Any) -> Record:
@@ -93,14 +94,12 @@ def _table(table: Any, name: str, types: Any) -> Record:
 
 
 def _field(table: Any, at: int, kind: Any, types: Any) -> Any:
-    from flatbuffers.table import Table
-
     if isinstance(kind, tuple):
         return table.Get(getattr(types, f"{kind[0]}Flags"), at)
     if kind == STRING:
         return bytes(table.String(at))
     if not kind.startswith("["):
-        return _table(Table(table.Bytes, table.Indirect(at)), kind, types)
+        return _table(type(table)(table.Bytes, table.Indirect(at)), kind, types)
     start, count = table.Vector(at - table.Pos), table.VectorLen(at - table.Pos)
     inner = kind[1:-1]
     if kind == EMPTY and count:
@@ -111,14 +110,12 @@ def _field(table: Any, at: int, kind: Any, types: Any) -> Any:
     places = [start + 4 * i for i in range(count)]
     if inner == "s":
         return [bytes(table.String(place)) for place in places]
-    return [_table(Table(table.Bytes, table.Indirect(place)), inner, types) for place in places]
+    return [_table(type(table)(table.Bytes, table.Indirect(place)), inner, types) for place in places]
 
 
 def written(record: Record) -> bytes:
     """The same session, its tables sorted where their order says nothing: same contents, same bytes."""
-    import flatbuffers
-
-    builder = flatbuffers.Builder(1 << 16)
+    builder = require("flatbuffers", extra="ort", purpose=PURPOSE).Builder(1 << 16)
     root = _write_table(builder, record, "Session")
     builder.Finish(root, file_identifier=IDENTIFIER)
     return bytes(builder.Output())

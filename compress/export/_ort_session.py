@@ -12,19 +12,18 @@ from compress.nn.batches import split
 NUMPY_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int32)": "int32"}  # of inputs
 
 
-def options_of(runtime: Any, threads: int, *, everywhere: bool = False) -> Any:
+def options_of(runtime: Any, threads: int, *, exact: bool = True) -> Any:
     """Silent, on so many threads, and with nothing rounded that no recipe asked to round.
 
-    Without the second entry, x86 processors that have no VNNI instructions add products of 8-bit numbers in 16 bits and
-    clip: a convolution was 36 steps of its output off there, and is exact with it. Where a session's graph is saved and
-    must not depend on the processor (`everywhere`), it is left out.
+    `exact` forbids the kernels of x86 without VNNI, which add pairs of products in 16 bits and clip: a convolution was 36
+    steps of its output off there. A phone's processors have exact kernels that are fast; this one may have to choose.
     """
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
     # left alone, products with integer weights round their activations to 8 bits, which no recipe asked for
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    if not everywhere:
+    if exact:
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
@@ -48,7 +47,7 @@ def session(runtime: Any, model: Path | bytes, options: Any, *, name: Path, disa
         ) from error
 
 
-def runner(path: Path, *, threads: int, extra: str) -> Callable[..., torch.Tensor]:
+def runner(path: Path, *, threads: int, extra: str, exact: bool = True) -> Callable[..., torch.Tensor]:
     """The file as a function on the component's inputs; a batch runs sample by sample.
 
     Raises:
@@ -58,7 +57,7 @@ def runner(path: Path, *, threads: int, extra: str) -> Callable[..., torch.Tenso
     runtime = require("onnxruntime", extra=extra, purpose=f"running {path.name}")
     if not path.is_file():
         raise UserError(f"{path}: no such file; export the variant again")
-    made_of = session(runtime, path, options_of(runtime, threads), name=path)
+    made_of = session(runtime, path, options_of(runtime, threads, exact=exact), name=path)
     names = [given.name for given in made_of.get_inputs()]
     types = [NUMPY_TYPES[given.type] for given in made_of.get_inputs()]
 

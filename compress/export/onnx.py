@@ -107,6 +107,11 @@ def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
     return runner(path, threads=threads, extra="onnx")
 
 
+def load_for_timing(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
+    """As `load`, but with the fastest integer kernels that the processor has, whether they saturate or not."""
+    return runner(path, threads=threads, extra="onnx", exact=False)
+
+
 def read_back(path: Path) -> dict[str, QuantizedWeight]:
     """The integers and scales that the file holds, by layer name, as the variant had them.
 

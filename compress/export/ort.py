@@ -6,8 +6,9 @@ else (`build.py --include_ops_by_config`), and how tensors are read as layers.
 
 Source: onnxruntime.tools.convert_onnx_models_to_ort at 1.31, style "Fixed", without one processor's blocked layout.
 Differs: same module, same bytes. Weights of layers with ranges are unsigned, around 128: converted files keep what they
-have, and x86 processors without VNNI instructions clip sums of signed ones. What ONNX Runtime converts into files that it then cannot load (4-bit weights: the
-format has no such tensors) or that hold float32 (16-bit weights: they are cast while converting) is refused beforehand.
+have, and x86 processors without VNNI instructions clip sums of signed ones. What ONNX Runtime converts into files that
+it then cannot load (4-bit weights: the format has no such tensors) or that hold float32 (16-bit weights: they are cast
+while converting) is refused beforehand.
 Cost: that of `export.onnx`, and one session.
 """
 
@@ -106,7 +107,7 @@ def export(
     model = built(module, example, form, metadata=metadata, output=output)
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "model.ort"
-        options = options_of(runtime, 1, everywhere=True)
+        options = options_of(runtime, 1, exact=False)  # else the graph depends on this processor
         options.optimized_model_filepath = str(converted)
         options.add_session_config_entry("session.save_model_format", "ORT")
         session(runtime, model.SerializeToString(), options, name=path, disabled=ONE_MACHINES)
