@@ -106,11 +106,11 @@ def judge_file(
     name = format_of(path)
     exporter, threads = registry.load(f"export.{name}"), torch.get_num_threads()
     made = outputs(exporter.load(path, threads=threads), basis.inputs, 1)
-    candidate, theirs = timed(exporter, path, threads), timed(exporter, reference, threads)
     specs, example = evaluation.specs(plan.recipe.gates), take(basis.inputs, 0, 1)
     measurements = evaluation.complete(basis, made, specs, of_teacher)
     taken, apart = None, unmeasured(plan, exporter, name)
     if measures_latency(exporter):
+        candidate, theirs = timed(exporter, path, threads), timed(exporter, reference, threads)
         taken = latency.paired_ratio(
             lambda: theirs(*example),
             lambda: candidate(*example),

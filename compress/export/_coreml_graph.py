@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress.errors import UserError
+from compress.errors import UserError, require
 from compress.nn.affine import (
     ActivationRange,
     Granularity,
@@ -67,22 +67,21 @@ def _weight_of(weights: Mapping[str, Any], name: str) -> Any:
 
 
 def _place_one(block: Any, const: Any, name: str, q: QuantizedModule) -> None:
-    from coremltools.converters.mil.mil import Builder
-
+    builder = require("coremltools.converters.mil.mil", extra="coreml", purpose="export.coreml").Builder
     old = const.outputs[0]
     readers = list(old.child_ops)
-    new = _compressed(Builder, const, name, q)
+    new = _compressed(builder, const, name, q)
     block.replace_uses_of_var_after_op(anchor_op=new.op, old_var=old, new_var=new, no_check_var_types=True)
     block.remove_ops([const])
     for reader in readers:
         if q.layer.input is not None:
             given = reader.inputs["x"]
-            rounded = _rounded(Builder, given, q.layer.input, f"{reader.name}_input", before_op=reader)
+            rounded = _rounded(builder, given, q.layer.input, f"{reader.name}_input", before_op=reader)
             block.replace_uses_of_var_after_op(
                 anchor_op=rounded.op, old_var=given, new_var=rounded, end_op=reader, no_check_var_types=True
             )
         if q.layer.output is not None:
-            _round_output(Builder, block, reader, q.layer.output)
+            _round_output(builder, block, reader, q.layer.output)
 
 
 def _round_output(builder: Any, block: Any, op: Any, grid: ActivationRange) -> None:
@@ -123,8 +122,7 @@ def _compressed(builder: Any, const: Any, name: str, q: QuantizedModule) -> Any:
 
 
 def _integer_type(name: str) -> Any:
-    from coremltools.converters.mil.mil import types
-
+    types = require("coremltools.converters.mil.mil.types", extra="coreml", purpose="export.coreml")
     return types.nptype_from_builtin(types.string_to_builtin(name))
 
 

@@ -52,6 +52,7 @@ def open_package(path: Path) -> Saved:
         UserError: it is missing, damaged, or no ML program.
         MissingExtra: coremltools is not installed.
     """
+    require("coremltools", extra="coreml", purpose=f"reading {path.name}")
     proto = require("coremltools.proto.Model_pb2", extra="coreml", purpose=f"reading {path.name}")
     reader = require(
         "coremltools.converters.mil.frontend.milproto.load", extra="coreml", purpose=f"reading {path.name}"

@@ -45,7 +45,8 @@ MEASURES_LATENCY = False  # an interpreter's speed is not the phone's
 PACKAGES = ("coremltools",)
 PURPOSE = "export.coreml"
 LINEAR_BITS, PALETTE_BITS = (4, 8), (2, 3, 4, 6, 8)
-STATISTICS = ("reduce_mean", "square", "sqrt", "rsqrt")  # of norms: kept in float32
+ROOTS = ("sqrt", "rsqrt")
+STATISTICS = ("reduce_mean", "square", *ROOTS)  # of norms: kept in float32
 
 
 class Config(Schema):
@@ -143,8 +144,9 @@ def _twin(module: nn.Module) -> nn.Module:
     twin = float_twin(module)
     named = dict(twin.named_modules())
     for name, q in quantized(module).items():
-        if q.bias is not None:
-            named[name].bias = nn.Parameter(q.effective_bias(), requires_grad=False)
+        bias = q.effective_bias()
+        if bias is not None:
+            named[name].bias = nn.Parameter(bias, requires_grad=False)
     return twin
 
 
@@ -218,7 +220,7 @@ def _converted(tools: Any, module: nn.Module, example: Inputs, names: list[str],
         if picture
         else tools.TensorType(name=output, dtype=np.float32)
     )
-    half = tools.transform.FP16ComputePrecision(op_selector=lambda op: op.op_type not in STATISTICS)
+    half = tools.transform.FP16ComputePrecision(op_selector=_fits_float16)
     passes = tools.PassPipeline.DEFAULT
     passes.remove_passes({"common::const_deduplication"})  # equal weights keep a place each
     return tools.convert(
@@ -233,13 +235,18 @@ def _converted(tools: Any, module: nn.Module, example: Inputs, names: list[str],
     )
 
 
+def _fits_float16(op: Any) -> bool:
+    """Not the mean of squares of a norm, on its way to the root."""
+    readers = {reader.op_type for made in op.outputs for reader in made.child_ops}
+    return op.op_type not in STATISTICS and not (op.op_type == "add" and readers & set(ROOTS))
+
+
 def _finished(program: Any, converted: Any) -> Any:
     """The changed program as a model again."""
-    from coremltools.converters.mil.converter import mil_convert
-
+    converter = require("coremltools.converters.mil.converter", extra="coreml", purpose=PURPOSE)
     program.skip_all_passes = True
     spec = converted.get_spec()
-    return mil_convert(
+    return converter.mil_convert(
         program,
         convert_to="mlprogram",
         convert_from="milinternal",
