@@ -2,8 +2,8 @@
 
 Source: TensorFlow Lite's quantization specification (8-bit: int8 activations with a zero point, int8 weights with
 zero point 0, int32 bias on the grid of input scale times weight scale); 4-bit weights two to a byte, the first one in
-the low half. The doubling of a map before a 3x3 convolution as one transposed convolution: its kernel is the 3x3 kernel
-convolved with ones [2, 2], after the sub-pixel view of Shi et al. 2016 (arXiv:1609.07009).
+the low half. A convolution of a doubled map as four convolutions of the map itself, after the sub-pixel view of Shi et
+al. 2016 (arXiv:1609.07009).
 Differs: a float operator on integer weights would round its activations to 8 bits as it runs, which no recipe asked
 for; weight-only layers therefore stand behind a DEQUANTIZE. Activations are unsigned in the variant and signed in the
 format: the zero point moves by 128 and the grid is the same.
@@ -78,6 +78,11 @@ def layer_of(w: Writer, weight: Weight) -> QuantizedModule | None:
     return layer
 
 
+def packs(w: Writer, q: QuantizedModule) -> bool:
+    """Whether a layer's weights share bytes, two and two."""
+    return q.layer.bits == 4 and not w.bytes_of_four
+
+
 def integers(w: Writer, weight: Weight, q: QuantizedModule) -> int:
     """The stored weight: int8, or int4 two to a byte, or half precision, with its scales."""
     data = q.qdata.permute(*weight.axes).contiguous()
@@ -85,19 +90,18 @@ def integers(w: Writer, weight: Weight, q: QuantizedModule) -> int:
         return w.file.constant(data.numpy(), data.shape, "FLOAT16", weight.const.name)
     axis = weight.axes.index(0) if q.layer.granularity == PerChannel() else 0
     grid = Grid(scale=tuple(q.scale.tolist()), axis=axis)
-    if q.layer.bits == 4:
+    if packs(w, q):
         return w.file.constant(pack(data.reshape(-1), 4).numpy().tobytes(), data.shape, "INT4", weight.const.name, grid)
     return w.file.constant(data.numpy(), data.shape, "INT8", weight.const.name, grid)
 
 
-def float_weight(w: Writer, weight: Weight, q: QuantizedModule | None, data: torch.Tensor | None = None) -> int:
+def float_weight(w: Writer, weight: Weight, q: QuantizedModule | None) -> int:
     """The weight as float operators take it: a constant, or what DEQUANTIZE makes of the stored integers."""
     if q is not None:
-        half, four = isinstance(q.layer.granularity, Half), q.layer.bits == 4
-        per_channel = q.layer.granularity == PerChannel()
-        return dequantize(w, integers(w, weight, q), version=3 if half else 6 if four else 5 if per_channel else 2)
-    laid = (weight.const.data if data is None else data).permute(*weight.axes)
-    return stored_float(w, laid, weight.const.name)
+        half, per_channel = isinstance(q.layer.granularity, Half), q.layer.granularity == PerChannel()
+        version = 3 if half else 6 if packs(w, q) else 5 if per_channel else 2
+        return dequantize(w, integers(w, weight, q), version)
+    return stored_float(w, weight.const.data.permute(*weight.axes), weight.const.name)
 
 
 def stored_float(w: Writer, data: torch.Tensor, name: str) -> int:
@@ -111,9 +115,9 @@ def stored_float(w: Writer, data: torch.Tensor, name: str) -> int:
 
 
 def is_integer(spec: QuantizedLayer) -> bool:
-    """Whether the format has an integer kernel for the layer: input and output on grids, weights of 8 bits."""
+    """Whether the format has an integer kernel for the layer: input and output on grids, weights on one too."""
     gridded = spec.input is not None and spec.output is not None
-    return gridded and spec.bits == 8 and isinstance(spec.granularity, PerTensor | PerChannel)
+    return gridded and isinstance(spec.granularity, PerTensor | PerChannel)
 
 
 def biases(w: Writer, weight: Weight, q: QuantizedModule | None, bias: Const | None, *, integer: bool) -> int:
@@ -138,8 +142,7 @@ class Kernel:
     kind: str
     options: dict[str, Any]
     shape: tuple[int, ...]  # of the output in memory
-    version: int  # of the operator in float
-    integer_version: int
+    versions: tuple[int, int, int]  # of the operator in float, on int8 weights, on int4 weights
 
 
 def applied(w: Writer, kernel: Kernel, tensor: int, weight: Weight, bias: Const | None) -> int:
@@ -148,12 +151,12 @@ def applied(w: Writer, kernel: Kernel, tensor: int, weight: Weight, bias: Const 
     spec = None if q is None else q.layer
     if q is not None and spec is not None and spec.input is not None and spec.output is not None and is_integer(spec):
         given = [quantize(w, tensor, spec.input), integers(w, weight, q), biases(w, weight, q, bias, integer=True)]
-        made = _product(w, kernel, given, kernel.integer_version, "INT8", signed_grid(spec.output))
+        made = _product(w, kernel, given, kernel.versions[1 + packs(w, q)], "INT8", signed_grid(spec.output))
         return dequantize(w, made)
     if spec is not None and spec.input is not None:
         tensor = dequantize(w, quantize(w, tensor, spec.input))
     given = [tensor, float_weight(w, weight, q), biases(w, weight, q, bias, integer=False)]
-    made = _product(w, kernel, given, kernel.version)
+    made = _product(w, kernel, given, kernel.versions[0])
     return made if spec is None or spec.output is None else dequantize(w, quantize(w, made, spec.output))
 
 
@@ -174,8 +177,7 @@ def linear(w: Writer, x: Value, weight: Const, bias: Const | None = None) -> Val
         kind="FullyConnectedOptions",
         options={"keepNumDims": len(x.shape) > 2},
         shape=(*x.laid[:-1], outputs),
-        version=5 if len(x.shape) > 2 else 1,
-        integer_version=5 if len(x.shape) > 2 else 4,
+        versions=(5, 5, 10) if len(x.shape) > 2 else (1, 4, 10),
     )
     made = applied(w, kernel, x.tensor, Weight(weight, (0, 1)), bias)
     return Value(made, (*x.shape[:-1], outputs), x.order)
@@ -189,7 +191,7 @@ def embedding(w: Writer, weight: Const, ids: Value) -> Value:
     q = layer_of(w, table)
     if q is not None and not isinstance(q.layer.granularity, Half):
         stored = integers(w, table, q)
-        version = 4 if q.layer.bits == 4 or q.layer.granularity == PerChannel() else 1
+        version = 4 if packs(w, q) or q.layer.granularity == PerChannel() else 1
         made = w.emit("EMBEDDING_LOOKUP", [rows, stored], (count, width), version=version)
     else:
         stored = float_weight(w, table, q)
@@ -226,8 +228,7 @@ def conv2d(
         kind="DepthwiseConv2DOptions" if depthwise else "Conv2DOptions",
         options=options | {"depthMultiplier": outputs // groups} if depthwise else options,
         shape=(x.shape[0], *sides, outputs),
-        version=(2 if depthwise and dilation != (1, 1) else 1) if depthwise or groups == 1 else 6,
-        integer_version=3 if depthwise or groups == 1 else 6,
+        versions=(6, 6, 7) if groups > 1 and not depthwise else (2 if depthwise and dilation != (1, 1) else 1, 3, 7),
     )
     made = applied(w, kernel, tensor, laid, bias)
     return permuted(plain(made, kernel.shape), (0, 3, 1, 2))
@@ -276,29 +277,39 @@ def pad_map(w: Writer, x: Value, zeros: list[tuple[int, int]]) -> Value:
 
 
 def doubled(w: Writer, x: Value) -> Value:
-    """Nearest-neighbour doubling of a map: four copies side by side in depth, then depth to space.
+    """Nearest-neighbour doubling of a map: the same map four times in depth, then depth to space.
 
     The format's own operator for it is none that XNNPACK runs, and would cut the graph in two.
     """
-    x = w.arranged(x, MAP)
-    n, c, height, width = x.shape
-    options = {"axis": 3}
-    deep = w.emit("CONCATENATION", [x.tensor] * 4, (n, height, width, 4 * c), options, kind="ConcatenationOptions")
+    return _interleaved(w, [w.arranged(x, MAP)] * 4)
+
+
+def _interleaved(w: Writer, maps: list[Value]) -> Value:
+    """Four maps as the even and odd rows and columns of one of twice the size."""
+    n, c, height, width = maps[0].shape
+    given, options = [x.tensor for x in maps], {"axis": 3}
+    deep = w.emit("CONCATENATION", given, (n, height, width, 4 * c), options, kind="ConcatenationOptions")
     shape = (n, 2 * height, 2 * width, c)
     made = w.emit("DEPTH_TO_SPACE", [deep], shape, {"blockSize": 2}, kind="DepthToSpaceOptions")
     return permuted(plain(made, shape), (0, 3, 1, 2))
 
 
 def doubled_conv(w: Writer, x: Value, weight: Const, bias: Const | None) -> Value:
-    """`doubled`, then a float 3x3 convolution, as one transposed convolution with 16 instead of 36 products a pixel."""
-    x = w.arranged(x, MAP)
-    n, _, height, width = x.shape
-    k, laid = weight.data, Weight(weight, (0, 2, 3, 1))
-    for axis in (2, 3):
-        first, middle, end = k.unbind(axis)
-        k = torch.stack([end, middle + end, first + middle, first], dim=axis)
-    shape = (n, 2 * height, 2 * width, weight.shape[0])
-    inputs = [w.ints(shape), float_weight(w, laid, None, k), x.tensor, biases(w, laid, None, bias, integer=False)]
-    options = {"padding": w.file.schema.Padding.SAME, "strideH": 2, "strideW": 2}
-    made = w.emit("TRANSPOSE_CONV", inputs, shape, options, kind="TransposeConvOptions", version=3)
-    return permuted(plain(made, shape), (0, 3, 1, 2))
+    """`doubled`, then a float 3x3 convolution, in 16 instead of 36 products a pixel and channel.
+
+    A pixel of the doubled map sees each pixel of the small one once, twice or four times, so its 3x3 kernel is one of
+    four 2x2 kernels on the small map, by whether its row and its column are even or odd.
+    """
+    maps = []
+    for row, part in enumerate(_halves(weight.data, 2)):
+        for column, kernel in enumerate(_halves(part, 3)):
+            padded = pad_map(w, x, [(1 - row, row), (1 - column, column)])
+            name = f"{weight.name.removesuffix('.weight')}.{2 * row + column}"
+            maps.append(conv2d(w, padded, Const(kernel, f"{name}.weight"), bias))
+    return _interleaved(w, maps)
+
+
+def _halves(kernel: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three taps on a doubled line as two taps on the line itself, for its even and its odd places."""
+    before, here, after = kernel.unbind(axis)
+    return torch.stack([before, here + after], axis), torch.stack([before + here, after], axis)

@@ -66,7 +66,7 @@ def group_norm(
 ) -> Value:
     """Normalised over each group's channels and all pixels, then scaled and shifted for each channel."""
     x = w.arranged(x, MAP) if len(x.shape) == 4 else w.last(x, 1)
-    n, channels = x.shape[:2]
+    channels = x.shape[1]
     pixels = tuple(range(2, len(x.shape)))
     middle = _over_groups(w, mean(w, x, pixels), groups)
     centre = _spread(w, middle, x, groups)
@@ -78,8 +78,7 @@ def group_norm(
     shift = multiply(w, multiply(w, middle, -1.0), factor)
     if bias is not None:
         shift = add(w, shift, Const(bias.data.reshape(per_group)))
-    wide = (n, channels, *(1 for _ in pixels))
-    return add(w, multiply(w, x, w.reshaped(factor, wide)), w.reshaped(shift, wide))
+    return add(w, multiply(w, x, _beside(w, factor, x)), _beside(w, shift, x))
 
 
 def _over_groups(w: Writer, each: Value, groups: int) -> Value:
@@ -91,10 +90,15 @@ def _over_groups(w: Writer, each: Value, groups: int) -> Value:
 
 def _spread(w: Writer, each: Value, x: Value, groups: int) -> Value:
     """One number for each group [n, groups, 1] as one for each channel, beside the map."""
-    n, channels = x.shape[:2]
-    if channels != groups:
-        each = multiply(w, each, Const(torch.ones(1, groups, channels // groups)))
-    return w.reshaped(each, (n, channels, *(1 for _ in x.shape[2:])))
+    if x.shape[1] != groups:
+        each = multiply(w, each, Const(torch.ones(1, groups, x.shape[1] // groups)))
+    return _beside(w, each, x)
+
+
+def _beside(w: Writer, each: Value, x: Value) -> Value:
+    """One number for each channel [n, groups, c / groups] as [n, c, 1, 1], lying as the map does."""
+    laid = (x.shape[0], *(1 for _ in x.shape[2:]), x.shape[1])
+    return Value(w.relaid(w.straight(each).tensor, laid), (*x.shape[:2], *(1 for _ in x.shape[2:])), x.order)
 
 
 def layer_norm(

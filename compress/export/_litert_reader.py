@@ -7,6 +7,7 @@ its own SHA-256, which is checked before anything else reads it.
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from compress.nn.pack import unpack
 
 NOTE = "mdcompress"  # the metadata entry with what the file says of itself, JSON
 SEAL = "mdcompress.sha256"  # the metadata entry with the digest
+FOURS = "int4_in_bytes"  # of the note: the layers with weights of 4 bits that have a byte each
 MARK = b"mdcompress sha256 "  # what it begins with
 BLANK = MARK + b"0" * 64
 PURPOSE = "reading a .tflite file"
@@ -98,7 +100,7 @@ class Model:
 def stored_weights(path: Path) -> dict[str, QuantizedWeight]:
     """The quantized weights of a file, by layer."""
     model, found = Model(path), {}
-    operators = model.operators()
+    operators, fours = model.operators(), set(model.note().get(FOURS, "").split())
     behind = {inputs[0]: outputs[0] for code, inputs, outputs in operators if code == "DEQUANTIZE"}
     readers = {tensor: code for code, inputs, _ in operators for tensor in inputs}
     for number in range(model.graph.TensorsLength()):
@@ -107,7 +109,8 @@ def stored_weights(path: Path) -> dict[str, QuantizedWeight]:
         if tensor.Buffer() and name.endswith(".weight"):
             weight = model.weight(tensor, readers[behind.get(number, number)])
             if weight is not None:
-                found[name.removesuffix(".weight")] = weight
+                layer = name.removesuffix(".weight")
+                found[layer] = replace(weight, bits=4) if layer in fours else weight
     return found
 
 

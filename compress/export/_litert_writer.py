@@ -65,7 +65,8 @@ class Writer:
 
     file: File
     layers: Mapping[str, QuantizedModule]
-    half: bool  # float weights are stored in half precision
+    half: bool = False  # float weights are stored in half precision
+    bytes_of_four: bool = False  # weights of 4 bits are stored in a byte each
     scope: str = ""
     placed: set[str] = field(default_factory=set)
     quantized: dict[tuple[int, Grid], int] = field(default_factory=dict)

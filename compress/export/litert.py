@@ -26,7 +26,7 @@ from compress.export._held import refuse_layers
 from compress.export._labels import Output, input_names, require_image, with_inputs
 from compress.export._litert_file import File, Grid
 from compress.export._litert_ops import lowered
-from compress.export._litert_reader import BLANK, NOTE, SEAL, Runner, sealed, stored_weights
+from compress.export._litert_reader import BLANK, FOURS, NOTE, SEAL, Runner, sealed, stored_weights
 from compress.export._litert_writer import MAP, Value, Writer
 from compress.files import write_bytes
 from compress.nn.affine import Granularity, Half, Palette, PerGroup, QuantizedWeight
@@ -50,6 +50,9 @@ class Config(Schema):
     )
     layout: Literal["nhwc", "nchw"] = Field("nhwc", description="Of inputs and outputs with four axes.")
     pixels: Literal["float32", "uint8"] = Field("float32", description="Of pictures: [0, 1], or whole numbers 0..255.")
+    int4: Literal["packed", "bytes"] = Field(
+        "packed", description="Weights of 4 bits two to a byte, or one: twice the bytes, but XNNPACK runs such convolutions."
+    )
 
 
 def refuse(
@@ -105,7 +108,7 @@ def export(
     if config.pixels == "uint8":
         require_image(output, "pixels: uint8")
     example, names = take(example, 0, 1), input_names(module, example)
-    w = Writer(File(schema), quantized(module), half=config.precision == "float16")
+    w = Writer(File(schema), quantized(module), half=config.precision == "float16", bytes_of_four=config.int4 == "bytes")
     given = [_input(w, name, x, config) for name, x in zip(names, example, strict=True)]
     made = _output(w, lowered(w, float_twin(module), example, given), config)
     lost = sorted(set(w.layers) - w.placed)
@@ -113,6 +116,8 @@ def export(
         raise UserError(f"layers without a place in the LiteRT graph: {', '.join(lost)}; exclude them from quantization")
     w.file.tensors[made].name = output
     said = {"layout": config.layout, "pixels": config.pixels, **with_inputs(metadata, names)}
+    if config.int4 == "bytes":
+        said[FOURS] = " ".join(name for name, q in w.layers.items() if q.layer.bits == 4)
     notes = {NOTE: json.dumps(said, sort_keys=True), SEAL: BLANK.decode()}
     inputs = {name: x.tensor for name, x in zip(names, given, strict=True)}
     write_bytes(path, sealed(w.file.finish(inputs, {output: made}, notes)))
