@@ -126,7 +126,7 @@ class File:
         """
         if sum(map(len, self.buffers)) > LIMIT:
             raise UserError("a .tflite file holds at most 2 GiB: quantize the weights, or export in half precision")
-        import flatbuffers  # comes with ai-edge-litert, which the caller has found
+        import flatbuffers  # type: ignore[import-untyped]  # comes with ai-edge-litert, which the caller has found
 
         made = flatbuffers.Builder(1024 + sum(map(len, self.buffers)))
         noted = list(metadata.items())

@@ -111,7 +111,8 @@ def stored_float(w: Writer, data: torch.Tensor, name: str) -> int:
     if float(data.abs().max()) > HALF_LIMIT:
         raise UserError(f"{name} has values beyond {HALF_LIMIT:.0f}, the end of half precision: use precision: float32")
     array = data.detach().contiguous().numpy().astype(np.float16)
-    return dequantize(w, w.file.constant(array, array.shape, "FLOAT16", name), version=3)
+    # another name than a weight that the variant itself holds in half precision
+    return dequantize(w, w.file.constant(array, array.shape, "FLOAT16", f"{name}/float16"), version=3)
 
 
 def is_integer(spec: QuantizedLayer) -> bool:
@@ -161,15 +162,15 @@ def applied(w: Writer, kernel: Kernel, tensor: int, weight: Weight, bias: Const 
 
 
 def _product(
-    w: Writer, kernel: Kernel, given: list[int], version: int, type: Type = "FLOAT32", grid: Grid | None = None  # noqa: A002
+    w: Writer, kernel: Kernel, given: list[int], version: int, held: Type = "FLOAT32", grid: Grid | None = None
 ) -> int:
     return w.emit(
-        kernel.code, given, kernel.shape, kernel.options, kind=kernel.kind, version=version, type=type, grid=grid
+        kernel.code, given, kernel.shape, kernel.options, kind=kernel.kind, version=version, type=held, grid=grid
     )
 
 
 def linear(w: Writer, x: Value, weight: Const, bias: Const | None = None) -> Value:
-    """torch's linear layer: the last axis is contracted, the others stay as they lie."""
+    """A linear layer: the last axis is contracted, the others stay as they lie."""
     x = w.last(x)
     outputs = weight.shape[0]
     kernel = Kernel(
@@ -209,7 +210,7 @@ def conv2d(
     dilation: Any = (1, 1),
     groups: int = 1,
 ) -> Value:
-    """torch's 2-d convolution of a map."""
+    """A 2-d convolution of a map, by torch's arguments."""
     x = w.arranged(x, MAP)
     stride, dilation = _pair(stride), _pair(dilation)
     depthwise = groups > 1 and groups == x.shape[1]

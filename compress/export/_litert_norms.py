@@ -1,10 +1,10 @@
 """Norms, attention and activations of a .tflite file, in operators that XNNPACK runs.
 
 Source: Wu & He 2018 (arXiv:1803.08494), Ba et al. 2016 (arXiv:1607.06450), Vaswani et al. 2017 (arXiv:1706.03762).
-Differs: torch's exporters spell GroupNorm on a reshaped copy of the map, five axes that no kernel of XNNPACK takes; here
-each channel's mean and variance are taken where the map lies, then averaged over the channels of a group in a vector as
-long as the channels, so that the map is read four times and written twice. Sums over pixels start from the map minus
-its mean, so nothing cancels.
+Differs: exporters spell GroupNorm on a reshaped copy of the map and stretch its statistics to the whole map, which cuts
+the graph where XNNPACK has no kernel; here each channel's mean and variance are taken where the map lies, and averaged
+over the channels of a group in a vector as long as the channels. Variances are sums of the map minus its mean, squared,
+so that nothing cancels.
 """
 
 from dataclasses import dataclass
@@ -57,12 +57,18 @@ def unary(w: Writer, code: str, x: Value, kind: str | None = None, **options: ob
 
 
 def silu(w: Writer, x: Value) -> Value:
-    """x times its logistic function."""
+    """Each number times its logistic function."""
     return multiply(w, x, unary(w, "LOGISTIC", x))
 
 
 def group_norm(
-    w: Writer, x: Value, groups: int, weight: Const | None = None, bias: Const | None = None, eps: float = 1e-5, _: bool = True
+    w: Writer,
+    x: Value,
+    groups: int,
+    weight: Const | None = None,
+    bias: Const | None = None,
+    eps: float = 1e-5,
+    _: bool = True,
 ) -> Value:
     """Normalised over each group's channels and all pixels, then scaled and shifted for each channel."""
     x = w.arranged(x, MAP) if len(x.shape) == 4 else w.last(x, 1)
@@ -102,7 +108,13 @@ def _beside(w: Writer, each: Value, x: Value) -> Value:
 
 
 def layer_norm(
-    w: Writer, x: Value, shape: list[int], weight: Const | None = None, bias: Const | None = None, eps: float = 1e-5, _: bool = True
+    w: Writer,
+    x: Value,
+    shape: list[int],
+    weight: Const | None = None,
+    bias: Const | None = None,
+    eps: float = 1e-5,
+    _: bool = True,
 ) -> Value:
     """Normalised over the last axes, then scaled and shifted."""
     axes = tuple(range(len(x.shape) - len(shape), len(x.shape)))
@@ -153,7 +165,7 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
 ) -> Value:
-    """torch's scaled_dot_product_attention, without dropout."""
+    """Scaled dot-product attention by torch's arguments, without dropout."""
     rank = len(queries.shape)
     factor = queries.shape[-1] ** -0.5 if scale is None else scale
     scaled = multiply(w, w.straight(queries), factor)

@@ -82,7 +82,7 @@ def _missing(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _apart() -> dict[Any, Callable[..., Any]]:
-    """torch's decompositions of every operator that has no place here."""
+    """The decompositions that torch has of every operator that has no place here."""
     table: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions().items())
     return {op: way for op, way in table.items() if op._schema.name.rpartition("::")[2] not in OPERATORS}
 
@@ -177,7 +177,7 @@ def _takes_doubled(w: Writer, user: fx.Node) -> bool:
     if not isinstance(weight, fx.Node) or weight.name not in w.parameters:
         return False
     given = list(user.args[3:])
-    way = [[g, g] if isinstance(g, int) and i < 3 else g for i, g in enumerate(given)]
+    way: list[Any] = [[g, g] if isinstance(g, int) and i < 3 else g for i, g in enumerate(given)]
     way += [[1, 1], [0, 0], [1, 1], 1][len(way) :]
     in_float = w.parameters[weight.name].removesuffix(".weight") not in w.layers
     return in_float and tuple(weight.meta["val"].shape[2:]) == (3, 3) and way == [[1, 1], [1, 1], [1, 1], 1]
@@ -196,7 +196,8 @@ def _cat(w: Writer, _: fx.Node, parts: Sequence[Any], dim: int = 0) -> Value:
     shape[dim] = sum(part.shape[dim] for part in parts)
     laid = [shape[axis] for axis in first.order]
     options = {"axis": first.position(dim)}
-    return Value(w.emit("CONCATENATION", tensors, laid, options, kind="ConcatenationOptions"), tuple(shape), first.order)
+    made = w.emit("CONCATENATION", tensors, laid, options, kind="ConcatenationOptions")
+    return Value(made, tuple(shape), first.order)
 
 
 def _slice(
@@ -246,6 +247,18 @@ def _transpose(w: Writer, _: fx.Node, x: Value, a: int, b: int) -> Value:
     return permuted(x, dims)
 
 
+def _batch_norm(
+    w: Writer, _: fx.Node, x: Value, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *more: Any
+) -> Value:
+    if training or mean is None or variance is None:
+        raise UserError(f"{w.scope}: batch normalisation is written with the statistics that training left, not anew")
+    eps = more[1]
+    factor = (variance.data + eps).rsqrt() * (1.0 if weight is None else weight.data)
+    shift = (0.0 if bias is None else bias.data) - mean.data * factor
+    wide = (-1, *(1 for _ in x.shape[2:]))
+    return norms.add(w, norms.multiply(w, x, Const(factor.reshape(wide))), Const(shift.reshape(wide)))
+
+
 def _expand(w: Writer, node: fx.Node, x: Value, *_: Any, **__: Any) -> Value:
     shape = tuple(node.meta["val"].shape)
     if math.prod(shape) == math.prod(x.shape):
@@ -264,11 +277,12 @@ def _listed(dim: Any) -> list[int]:
 
 
 def _pixel_shuffle(w: Writer, _: fx.Node, x: Value, factor: int) -> Value:
-    """torch counts a pixel's channels before its places, the format the other way round: depth is reordered first."""
+    """Depth to space. The format counts a pixel's channels behind its places, not before them: depth is reordered."""
     n, deep, height, width = x.shape
     channels = deep // factor**2
     x = w.arranged(x, MAP)
-    parted = plain(w.relaid(x.tensor, (n * height * width, channels, factor**2)), (n * height * width, channels, factor**2))
+    split = (n * height * width, channels, factor**2)
+    parted = plain(w.relaid(x.tensor, split), split)
     turned = w.arranged(parted, (0, 2, 1)) if channels > 1 else parted
     tensor = w.relaid(turned.tensor, (n, height, width, deep))
     shape = (n, height * factor, width * factor, channels)
@@ -279,7 +293,9 @@ def _pixel_shuffle(w: Writer, _: fx.Node, x: Value, factor: int) -> Value:
 def _pad(w: Writer, _: fx.Node, x: Value, pads: Sequence[int], mode: Any = "constant", value: Any = None) -> Value:
     mode, value = ("constant", mode) if isinstance(mode, int | float) else (mode, value)  # constant_pad_nd has no mode
     if len(x.shape) != 4 or len(pads) > 4 or value or mode != "constant" or min(pads) < 0:
-        raise UserError(f"{w.scope}: only zeros around maps are written, not padding {list(pads)} by {mode} {value or 0}")
+        raise UserError(
+            f"{w.scope}: only zeros around maps are written, not {mode} padding {list(pads)} by {value or 0}"
+        )
     left, right, top, bottom = (*pads, 0, 0, 0, 0)[:4]
     return layers.pad_map(w, x, [(top, bottom), (left, right)])
 
@@ -333,9 +349,11 @@ OPERATORS: dict[str, Callable[..., Found]] = {
     "silu": _without_node(norms.silu), "gelu": _gelu, "softmax": _without_node(norms.softmax),
     "_softmax": _without_node(norms.softmax),
     "group_norm": _without_node(norms.group_norm), "layer_norm": _without_node(norms.layer_norm),
+    "batch_norm": _batch_norm,
     "scaled_dot_product_attention": _without_node(norms.attention),
     "matmul": _matmul, "bmm": _matmul, "mm": _matmul, "addmm": _addmm,
-    "conv2d": _conv2d, "linear": _without_node(layers.linear), "embedding": lambda w, _, t, ids, *__, **___: layers.embedding(w, t, ids),
+    "conv2d": _conv2d, "linear": _without_node(layers.linear),
+    "embedding": lambda w, _, table, ids, *__, **___: layers.embedding(w, table, ids),
     "upsample_nearest2d": _upsample, "pixel_shuffle": _pixel_shuffle, "pad": _pad, "constant_pad_nd": _pad,
     "clamp": _clamp, "cat": _cat, "slice": _slice, "chunk": _chunk, "split": _split, "split_with_sizes": _split,
     "select": _select, "mean": _mean, "expand": _expand, "rsub": _rsub, "pow": _power,

@@ -28,6 +28,16 @@ PURPOSE = "reading a .tflite file"
 AXES = {"DEPTHWISE_CONV_2D": (3, 0, 1, 2), "CONV_2D": (0, 3, 1, 2)}  # from the operator's weight back to torch's
 
 
+def package(part: str, purpose: str) -> Any:
+    """A module of ai-edge-litert.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    require("ai_edge_litert", extra="litert", purpose=purpose)
+    return require(f"ai_edge_litert.{part}", extra="litert", purpose=purpose)
+
+
 def sealed(content: bytes) -> bytes:
     """The file with its digest in the place that was left blank for it."""
     return content.replace(BLANK, MARK + hashlib.sha256(content).hexdigest().encode(), 1)
@@ -58,7 +68,7 @@ class Model:
     """A checked file, taken apart."""
 
     def __init__(self, path: Path) -> None:
-        schema = require("ai_edge_litert.schema_py_generated", extra="litert", purpose=PURPOSE)
+        schema = package("schema_py_generated", PURPOSE)
         self.path, self.content = path, checked(path)
         self.model = schema.Model.GetRootAs(self.content, 0)
         self.graph = self.model.Subgraphs(0)
@@ -90,7 +100,8 @@ class Model:
             return QuantizedWeight(qdata=half, scale=torch.zeros(0), bits=16, granularity=Half("float16"))
         count = int(np.prod(shape))
         bits = 4 if kind == "INT4" else 8
-        flat = unpack(torch.from_numpy(data.copy()), 4, count) if bits == 4 else torch.from_numpy(data.view(np.int8).copy())
+        held = torch.from_numpy(data.copy())
+        flat = unpack(held, 4, count) if bits == 4 else held.view(torch.int8)
         qdata = flat.reshape(shape).permute(*axes).contiguous()
         scale = torch.from_numpy(tensor.Quantization().ScaleAsNumpy().astype(np.float32))
         granularity: Granularity = PerTensor() if len(scale) == 1 and qdata.shape[0] != 1 else PerChannel()
@@ -118,7 +129,7 @@ class Runner:
     """A file in LiteRT's interpreter, called as the component is: NCHW and float32, whatever the file has."""
 
     def __init__(self, path: Path, *, threads: int) -> None:
-        litert = require("ai_edge_litert.interpreter", extra="litert", purpose=f"running {path.name}")
+        litert = package("interpreter", f"running {path.name}")
         model = Model(path)
         self.path, self.note = path, model.note()
         try:
@@ -139,7 +150,7 @@ class Runner:
             laid = x.detach().permute(0, 2, 3, 1) if swapped and x.dim() == 4 else x.detach()
             if tuple(laid.shape) != tuple(held["shape"]):
                 raise UserError(
-                    f"{self.path}: {held['name']} is {list(held['shape'])} in the file, not {list(laid.shape)}; "
+                    f"{self.path}: {held['name']} is {held['shape'].tolist()} in the file, not {list(laid.shape)}; "
                     "a .tflite file has the size of the inputs that it was exported with"
                 )
             self.interpreter.set_tensor(held["index"], laid.contiguous().numpy().astype(held["dtype"], copy=False))

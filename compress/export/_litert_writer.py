@@ -1,9 +1,9 @@
 """Values of a network on their way into a .tflite file: where each axis lies, and how it gets where it is needed.
 
 Source: TensorFlow Lite's operators RESHAPE and TRANSPOSE; axes that are permuted on paper alone as in tinygrad's views.
-Differs: torch's maps are [n, c, h, w], the format's kernels want [n, h, w, c]. A value here carries both: the shape that
-torch knows and the order in which the axes lie, so that permuting costs nothing and tokens made of a map's pixels are
-the same memory read in another way. Memory moves only where an operator cannot read it as it lies.
+Differs: torch's maps are [n, c, h, w], the format's kernels want [n, h, w, c]. A value here carries both: the shape
+that torch knows and the order in which the axes lie, so that permuting costs nothing and tokens made of a map's pixels
+are the same memory read in another way. Memory moves only where an operator cannot read it as it lies.
 """
 
 import math
@@ -138,7 +138,7 @@ class Writer:
         return self.emit("RESHAPE", [tensor, self.ints(shape)], shape, options, kind="ReshapeOptions", type=held)
 
     def reshaped(self, value: Value, shape: Sequence[int]) -> Value:
-        """torch's reshape: free where the axes that join or part lie side by side, else behind a transpose."""
+        """Another shape: free where the axes that join or part lie side by side, else behind a transpose."""
         shape = _resolved(shape, math.prod(value.shape))
         if shape == value.shape:
             return value
@@ -160,7 +160,7 @@ class Writer:
 
 
 def permuted(value: Value, dims: Sequence[int]) -> Value:
-    """torch's permute; nothing moves."""
+    """Axes in another order for torch; nothing moves."""
     dims = [d % len(value.shape) for d in dims]
     return Value(value.tensor, tuple(value.shape[d] for d in dims), tuple(dims.index(axis) for axis in value.order))
 

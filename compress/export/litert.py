@@ -7,26 +7,26 @@ what is stored is the variant's, and the graph is made of operators that XNNPACK
 Source: TensorFlow Lite's schema, version 3, and its 8-bit quantization specification.
 Differs: litert-torch lowers through StableHLO, moves every map between two layouts, and leaves the doubling of maps to
 an operator that XNNPACK does not run (`benchmarks/litert_partitions.py`); it also quantizes anew, in another package.
-Cost: one trace (seconds) and the file in memory. Weight-only layers are dequantized once, when the file is loaded: it is
-smaller, not faster, and as large as float in memory. Only 8-bit layers with input and output ranges run on integer
-kernels.
+Cost: one trace (seconds) and the file in memory. Weight-only layers are dequantized once, when the file is loaded: it
+is smaller, not faster, and as large as float in memory. Only layers with input and output ranges run on integer
+kernels. XNNPACK takes no convolution with packed 4-bit weights: each is a cut in the graph (`int4: bytes` avoids it).
 """
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from compress.errors import UserError, require
+from compress.errors import UserError
 from compress.export._held import refuse_layers
 from compress.export._labels import Output, input_names, require_image, with_inputs
 from compress.export._litert_file import File, Grid
 from compress.export._litert_ops import lowered
-from compress.export._litert_reader import BLANK, FOURS, NOTE, SEAL, Runner, sealed, stored_weights
+from compress.export._litert_reader import BLANK, FOURS, NOTE, SEAL, Runner, package, sealed, stored_weights
 from compress.export._litert_writer import MAP, Value, Writer
 from compress.files import write_bytes
 from compress.nn.affine import Granularity, Half, Palette, PerGroup, QuantizedWeight
@@ -51,7 +51,7 @@ class Config(Schema):
     layout: Literal["nhwc", "nchw"] = Field("nhwc", description="Of inputs and outputs with four axes.")
     pixels: Literal["float32", "uint8"] = Field("float32", description="Of pictures: [0, 1], or whole numbers 0..255.")
     int4: Literal["packed", "bytes"] = Field(
-        "packed", description="Weights of 4 bits two to a byte, or one: twice the bytes, but XNNPACK runs such convolutions."
+        "packed", description="Weights of 4 bits: two to a byte, or one, which is larger and what XNNPACK runs."
     )
 
 
@@ -63,12 +63,14 @@ def refuse(
         return []
     if isinstance(granularity, Half | Palette):
         kind = "palettes" if isinstance(granularity, Palette) else "bfloat16 weights"
-        return [f"the kernels of LiteRT read no {kind}: choose quantize.half with float16, or quantize.rtn, one scale per channel"]
+        return [
+            f"LiteRT's kernels read no {kind}: choose quantize.rtn, one scale per channel, or quantize.half, float16"
+        ]
     reasons = []
     if isinstance(granularity, PerGroup):
         reasons.append(
-            f"LiteRT has no operator for convolutions with a scale per {granularity.size} weights: choose one scale per "
-            "channel (group_size: null), or another format (onnx, coreml)"
+            f"LiteRT has no operator that reads a scale for each {granularity.size} weights: choose granularity: "
+            "per_channel, or format: onnx"
         )
     if weight_bits not in (4, 8, 32):
         reasons.append(f"LiteRT holds weights of 4 or 8 bits, not {weight_bits}: choose weight_bits 4 or 8")
@@ -103,17 +105,19 @@ def export(
         UserError: the format cannot hold a layer or an operator, or a layer has no place in the graph.
         MissingExtra: ai-edge-litert is not installed.
     """
-    schema = require("ai_edge_litert.schema_py_generated", extra="litert", purpose=PURPOSE)
+    schema = package("schema_py_generated", PURPOSE)
     refuse_layers("LiteRT", module, refuse, config)
     if config.pixels == "uint8":
         require_image(output, "pixels: uint8")
     example, names = take(example, 0, 1), input_names(module, example)
-    w = Writer(File(schema), quantized(module), half=config.precision == "float16", bytes_of_four=config.int4 == "bytes")
+    w = Writer(
+        File(schema), quantized(module), half=config.precision == "float16", bytes_of_four=config.int4 == "bytes"
+    )
     given = [_input(w, name, x, config) for name, x in zip(names, example, strict=True)]
     made = _output(w, lowered(w, float_twin(module), example, given), config)
     lost = sorted(set(w.layers) - w.placed)
     if lost:
-        raise UserError(f"layers without a place in the LiteRT graph: {', '.join(lost)}; exclude them from quantization")
+        raise UserError(f"layers without a place in the LiteRT graph: {', '.join(lost)}; exclude them")
     w.file.tensors[made].name = output
     said = {"layout": config.layout, "pixels": config.pixels, **with_inputs(metadata, names)}
     if config.int4 == "bytes":
