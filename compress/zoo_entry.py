@@ -14,7 +14,9 @@ from compress.nn.batches import named, take, unnamed
 from compress.nn.qmodules import quantized
 from compress.plan import Plan
 from compress.records import Variant
-from compress.reporting import mean_of, pixels
+from compress.report_pictures import pixels
+from compress.reporting import mean_of
+from compress.rivals import conditions
 from compress.zoo import Entry, Sample
 
 SAMPLES = 2
@@ -101,7 +103,7 @@ def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | f
         ours, theirs = mean_of(first.measurements, metric), mean_of(first.measurements, metric, "reference")
         if ours is not None and theirs is not None:
             facts |= {f"{metric}_mean": round(ours, 4), f"{metric}_mean_of_teacher": round(theirs, 4)}
-    return facts
+    return facts | conditions(measured, first.measurements)
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
