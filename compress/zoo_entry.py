@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from compress import components, extras
 from compress.errors import UserError
 from compress.evaluation import Measured
 from compress.export_stage import Exported
@@ -39,7 +40,9 @@ def write_entry_files(
     first = exported[0]
     pairs = [torch.cat([measured.basis.reference[i], first.outputs[i]], dim=2) for i in range(SAMPLES)]
     _write_png(root / "samples" / "preview.png", torch.cat(pairs, dim=1))
-    write_json(root / "entry.json", {"schema": 1, "samples": samples, "facts": _facts(plan, measured, first)})
+    licence, tools = components.licence_of(plan.teacher), _tools([item.format for item in exported])
+    described = {"samples": samples, "facts": _facts(plan, measured, first), "licence": licence, "tools": tools}
+    write_json(root / "entry.json", {"schema": 1, **described})
 
 
 def entry_from_run(root: Path) -> Entry:
@@ -80,6 +83,8 @@ def entry_from_run(root: Path) -> Entry:
         recipe=(root / "recipe.yaml").read_text(encoding="utf-8"),
         verdicts=tuple(verdicts),
         facts=described["facts"],
+        licence=described["licence"],
+        tools=described["tools"],
         preview_png=(root / "samples" / "preview.png").read_bytes(),
     )
 
@@ -104,6 +109,13 @@ def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | f
         if ours is not None and theirs is not None:
             facts |= {f"{metric}_mean": round(ours, 4), f"{metric}_mean_of_teacher": round(theirs, 4)}
     return facts | conditions(measured, first.measurements)
+
+
+def _tools(formats: Sequence[str]) -> dict[str, str]:
+    """Versions of what made the files: the packages of their formats' extras."""
+    packages = {extras.DISTRIBUTION, "torch", *(package for form in formats for package in extras.packages(form))}
+    found = {package: extras.version(package) for package in sorted(packages)}
+    return {package: version for package, version in found.items() if version is not None}
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
