@@ -1,16 +1,16 @@
 """Where a run's files stand among the zoo's entries of the same component, as the report draws it.
 
 An entry is compared only where its card says that it was measured on the same inputs by the same definition, and its
-latency only where host, runtime and threads are this run's; what is left out is named with its reason.
+latency only where host and runtime are this run's; what is left out is named with its reason.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from compress import zoo as zoos
+from compress.comparable import EVALUATED, QUALITIES, TIMING, Facts, Quality, differing, number, quality_of
 from compress.errors import UserError
 from compress.evaluation import Measured
 from compress.export_stage import Exported
@@ -18,30 +18,23 @@ from compress.plan import Plan
 from eval.compare import Measurement
 from eval.report import records
 
-# what may stand for quality, the first that was measured: metric, against what, as the axis is called
-QUALITIES = (
-    ("psnr", "ground_truth", "PSNR to ground truth, dB"),
-    ("sqnr", "reference", "SQNR to the uncompressed model, dB"),
-    ("cosine", "reference", "Cosine to the uncompressed model"),
-)
-EVALUATED = "evaluation_sha256"  # the fact of a card that says on which inputs its entry was measured
-
 
 def conditions(measured: Measured, measurements: Sequence[Measurement]) -> dict[str, str]:
     """The facts by which two cards are known to be comparable: inputs, and the definition of their quality."""
-    found = _quality(measurements)
-    return {} if found is None else {EVALUATED: measured.basis.digest, f"{found.metric}_definition": found.definition}
+    found, quality = _quality(measurements)
+    return {} if found is None else {EVALUATED: measured.basis.digest, quality.definition: found.definition}
 
 
 def trade_off(plan: Plan, measured: Measured, exported: Sequence[Exported], zoo: Path) -> records.TradeOff | None:
     """The files of this run, the teacher's, and the zoo's entries; None where no file was measured."""
-    quality = next((found for item in exported if (found := _quality(item.measurements))), None)
-    if quality is None:
+    found, quality = _quality(exported[0].measurements) if exported else (None, QUALITIES[0])
+    if found is None:
         return None
-    name = next(words for metric, _, words in QUALITIES if metric == quality.metric)
     ours = [contender for item in exported for contender in _of_run(item)]
     others, left_out = _of_zoo(plan, measured, exported, zoo)
-    return records.TradeOff(quality=name, unit=quality.unit, contenders=(*ours, *others), left_out=tuple(left_out))
+    return records.TradeOff(
+        quality=quality.words, unit=quality.unit, contenders=(*ours, *others), left_out=tuple(left_out)
+    )
 
 
 def _of_run(item: Exported) -> tuple[records.Contender, ...]:
@@ -49,7 +42,7 @@ def _of_run(item: Exported) -> tuple[records.Contender, ...]:
         records.Contender(
             name=f"uncompressed, {item.format}",
             group="reference",
-            quality=_mean(_quality(item.measurements, "reference")),
+            quality=_mean(_quality(item.measurements, "reference")[0]),
             bytes=item.sizes.reference_bytes,
             ratio=1.0,
             runtime=item.latency.runtime,
@@ -57,7 +50,7 @@ def _of_run(item: Exported) -> tuple[records.Contender, ...]:
         records.Contender(
             name=f"this run, {item.format}",
             group="run",
-            quality=_mean(_quality(item.measurements)),
+            quality=_mean(_quality(item.measurements)[0]),
             bytes=item.sizes.candidate_bytes,
             ratio=item.latency.ratio,
             runtime=item.latency.runtime,
@@ -75,60 +68,47 @@ def _of_zoo(
         entries = [e for e in zoos.list_entries(zoo) if e.component == plan.recipe.component]
     except UserError as error:
         return [], [("the zoo", str(error))]
-    wanted = conditions(measured, exported[0].measurements)
+    wanted, timing = conditions(measured, exported[0].measurements), _timing(exported[0])
     kept, left_out = [], []
     for entry in entries:
         if entry.name == plan.recipe.name:  # what this run is about to replace, or has put there before
             continue
-        reason = _differing(wanted, entry.summary)
+        reason = differing(wanted, entry.summary)
         if reason:
             left_out.append((entry.name, reason))
             continue
-        timed = _differing(_timing(exported), entry.summary)
+        timed = differing(timing, entry.summary)
         if timed:
             left_out.append((entry.name, f"in the latency chart: {timed}"))
-        kept.append(_contender(entry.name, entry.summary, wanted, timed=not timed))
+        kept.append(_contender(entry.name, entry.summary, timed=not timed))
     return kept, left_out
 
 
-def _contender(name: str, facts: Mapping[str, Any], wanted: Mapping[str, str], *, timed: bool) -> records.Contender:
-    metric = next(key.removesuffix("_definition") for key in wanted if key != EVALUATED)
+def _contender(name: str, facts: Facts, *, timed: bool) -> records.Contender:
+    quality, size = quality_of(facts), number(facts.get("bytes"))
     return records.Contender(
         name=name,
         group="zoo",
-        quality=_number(facts.get(f"{metric}_mean")),
-        bytes=int(facts["bytes"]) if _number(facts.get("bytes")) is not None else None,
-        ratio=_number(facts.get("latency_ratio")) if timed else None,
+        quality=None if quality is None else number(facts[quality.mean]),
+        bytes=None if size is None else int(size),
+        ratio=number(facts.get("latency_ratio")) if timed else None,
         runtime=str(facts.get("latency_runtime", "")),
     )
 
 
-def _timing(exported: Sequence[Exported]) -> dict[str, str]:
-    first = exported[0].latency
-    return {"latency_host": first.host, "latency_runtime": first.runtime}
+def _timing(item: Exported) -> dict[str, str]:
+    return dict(zip(TIMING, (item.latency.host, item.latency.runtime), strict=True))
 
 
-def _differing(wanted: Mapping[str, str], facts: Mapping[str, Any]) -> str:
-    """Every fact that is missing or another; "" where all are the same."""
-    words = {EVALUATED: "inputs", "latency_host": "host", "latency_runtime": "runtime"}
-    missing = [words.get(key, "definition") for key in wanted if key not in facts]
-    other = [words.get(key, "definition") for key in wanted if key in facts and facts[key] != wanted[key]]
-    found = [f"measured with another {name}" if name != "inputs" else "measured on other inputs" for name in other]
-    return "; ".join(found + [f"its card names no {name}" for name in missing])
-
-
-def _quality(measurements: Sequence[Measurement], of: str = "candidate") -> Measurement | None:
-    for metric, against, _ in QUALITIES:
+def _quality(measurements: Sequence[Measurement], of: str = "candidate") -> tuple[Measurement | None, Quality]:
+    """What stands for the quality, and what it is called."""
+    for quality in QUALITIES:
         for m in measurements:
-            if (m.metric, m.of, m.against) == (metric, of, against):
-                return m
-    return None
+            if (m.metric, m.of, m.against) == (quality.metric, of, quality.against):
+                return m, quality
+    return None, QUALITIES[0]
 
 
 def _mean(measurement: Measurement | None) -> float | None:
     mean = statistics.fmean(measurement.values) if measurement and measurement.values else math.nan
     return mean if math.isfinite(mean) else None
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -182,7 +182,8 @@ class Page:
             f"{e['params']['entry']['text']} {e['params']['entry'].get('url', '')}" for e in mine
             if e["method"] == "Log.entryAdded" and e["params"]["entry"]["level"] in ("error", "warning")
         ]  # fmt: skip
-        return found + [str(e["params"]) for e in mine if e["method"] == "Network.loadingFailed"]
+        failed = [e["params"] for e in mine if e["method"] == "Network.loadingFailed"]
+        return found + [str(one) for one in failed if not one.get("canceled")]  # as when a link turns out a download
 
     def requests(self) -> list[str]:
         """Every address that was asked for, data addresses apart."""

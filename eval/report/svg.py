@@ -36,7 +36,8 @@ class Strip:
 class Point:
     """One mark of a scatter: smaller `x` and larger `y` are better. `mark` is the one or two characters inside it.
 
-    `tone` is "reference", "variant" or "zoo"; marks of the zoo are square.
+    `tone` is "reference", "variant" or "zoo"; marks of the zoo are square. `key` is kept for scripts, `href` makes a
+    link of the mark.
     """
 
     x: float
@@ -44,6 +45,8 @@ class Point:
     mark: str
     label: str
     tone: str = "variant"
+    key: str = ""
+    href: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,8 +311,10 @@ def _mark(point: Point, x: str, y: float) -> str:
             f'<rect x="{x}" y="{y:.1f}" width="19" height="19" rx="3" transform="translate(-9.5 -9.5)" '
             'fill="currentColor"/>'
         )
-    return (
-        f'<g class="mark tone-{text(point.tone)}"><title>{text(point.label)}</title>{shape}'
+    number_in = (
         f'<text class="in-mark" x="{x}" y="{y + 4:.1f}" text-anchor="middle" font-size="12" fill="white">'
-        f"{text(point.mark)}</text></g>"
+        f"{text(point.mark)}</text>"
     )
+    key = f' data-key="{text(point.key)}"' if point.key else ""
+    group = f'<g class="mark tone-{text(point.tone)}"{key}><title>{text(point.label)}</title>{shape}{number_in}</g>'
+    return f'<a href="{text(point.href)}" aria-label="{text(point.label)}">{group}</a>' if point.href else group
