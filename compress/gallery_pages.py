@@ -102,11 +102,6 @@ def _may_be_plotted(one: Shown) -> bool:
     return quality is not None and {EVALUATED, quality.definition} <= one.card.facts.keys()
 
 
-def _may_be_plotted(one: Shown) -> bool:
-    quality = quality_of(one.card.facts)
-    return quality is not None and {EVALUATED, quality.definition} <= one.card.facts.keys()
-
-
 def _plot(component: str, group: Sequence[Shown]) -> Plot:
     quality = quality_of(group[0].card.facts)
     assert quality is not None

@@ -108,7 +108,7 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str, title: str) 
     kept = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
     if not kept:
         return _chart(title, 30, [_label("0%", 18, "No mark has both values")])
-    xs, ys = _padded([p.x for p in kept]), _padded([p.y for p in kept])
+    xs, ys = _padded([p.x for p in kept], left=0.2), _padded([p.y for p in kept])
     top, bottom = 34, 252
 
     def y_of(value: float) -> float:
@@ -204,10 +204,11 @@ def _x(value: float, span: tuple[float, float]) -> str:
     return f"{_EDGE + (100 - 2 * _EDGE) * (value - span[0]) / (span[1] - span[0]):.2f}%"
 
 
-def _padded(values: list[float]) -> tuple[float, float]:
+def _padded(values: list[float], left: float = 0.08) -> tuple[float, float]:
+    """The span of the values and some room; `left` of it below, where the labels of the other axis stand."""
     low, high = min(values), max(values)
-    pad = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - pad, high + pad
+    span = high - low or 0.6 * abs(high) or 12.0
+    return low - left * span, high + 0.08 * span
 
 
 def _span(rows: Sequence[Strip], finite: list[float], from_zero: bool) -> tuple[float, float]:
