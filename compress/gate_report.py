@@ -6,8 +6,7 @@ from pathlib import Path
 
 from compress import report_pictures
 from compress.files import write_json, write_text
-from compress.report_pictures import values_of
-from compress.reporting import mean_of, verdict_row
+from compress.reporting import per_sample, quality_facts, verdict_row
 from compress.runs import environment
 from compress.standalone_gate import Case, Judged
 from eval import baseline as baselines
@@ -33,7 +32,8 @@ def _report(judged: Sequence[Judged], case: Case, title: str, baseline: Path | N
     verdicts = [verdict for one in judged for verdict in one.verdicts]
     first = judged[0]
     measurements, made = first.taken.measurements, first.taken.outputs
-    alike, decode = made.shape == case.basis.truth.shape, made.__getitem__
+    truth, decode = case.basis.truth, made.__getitem__
+    alike = truth is not None and made.shape == truth.shape
     strip = report_pictures.strip(case.basis, measurements, decode) if alike else ()
     return records.Report(
         title=title,
@@ -46,13 +46,10 @@ def _report(judged: Sequence[Judged], case: Case, title: str, baseline: Path | N
         strip=strip,
         strip_left_out=len(case.basis.names) - len(strip) if strip else 0,
         latency=_latency(first),
-        per_image=records.PerImage(
-            names=case.basis.names,
-            reference_db=values_of(measurements, "psnr", "reference"),
-            candidate_db=values_of(measurements, "psnr"),
-        ),
+        per_image=per_sample(case.basis, measurements),
         history=_history(first, baseline),
         environment=environment(),
+        notes=case.plan.notes,
     )
 
 
@@ -86,16 +83,8 @@ def _comparable(then: baselines.Past, now: baselines.Past, name: str) -> bool:
 def _facts(judged: Judged) -> tuple[records.Fact, ...]:
     taken = judged.taken
     sizes = taken.sizes
-    facts = [
-        records.Fact(label="Size", unit="bytes", reference=sizes.reference_bytes, variant=sizes.candidate_bytes),
-    ]
-    for metric, unit in (("psnr", "dB"), ("lpips", "")):
-        ours = mean_of(taken.measurements, metric)
-        if ours is not None:
-            theirs = mean_of(taken.measurements, metric, "reference")
-            label = f"{metric.upper()} to ground truth"
-            facts.append(records.Fact(label=label, unit=unit, reference=theirs, variant=ours))
-    return tuple(facts)
+    size = records.Fact(label="Size", unit="bytes", reference=sizes.reference_bytes, variant=sizes.candidate_bytes)
+    return (size, *quality_facts(taken.measurements))
 
 
 def _latency(judged: Judged) -> records.LatencySamples | None:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from compress.evaluation import Basis
+from eval import metrics
 from eval.compare import Measurement
 from eval.report import records
 
@@ -17,17 +18,18 @@ Decode = Callable[[int], torch.Tensor]  # number of a sample -> the candidate's 
 
 
 def values_of(measurements: Sequence[Measurement], metric: str, of: str = "candidate") -> tuple[float, ...]:
-    """Per-image values of one metric to ground truth."""
+    """Values per sample of one metric: of pictures to ground truth, of other tensors to the reference."""
+    against = "ground_truth" if metrics.is_image_metric(metric) else "reference"
     for m in measurements:
-        if (m.metric, m.of, m.against) == (metric, of, "ground_truth"):
+        if (m.metric, m.of, m.against) == (metric, of, against):
             return m.values
     return ()
 
 
 def in_full(basis: Basis, measurements: Sequence[Measurement], decode: Decode) -> tuple[records.Picture, ...]:
-    """The photographs on which the candidate lost least, a median amount, and most against the reference."""
-    ours, drops = values_of(measurements, "psnr"), _drops(measurements)
-    if not drops:
+    """The photographs on which the candidate lost least, a median amount, and most; none of other tensors."""
+    ours, drops, truth = values_of(measurements, "psnr"), _drops(measurements), basis.truth
+    if truth is None or not drops:
         return ()
     order = sorted(range(len(drops)), key=drops.__getitem__)
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
@@ -36,7 +38,7 @@ def in_full(basis: Basis, measurements: Sequence[Measurement], decode: Decode) -
             name=basis.names[i],
             why=why,
             score=_score(ours[i], drops[i]),
-            original=pixels(basis.truth[i]),
+            original=pixels(truth[i]),
             reference=pixels(basis.reference[i]),
             candidate=pixels(decode(i)),
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from compress import layer_rows, report_pictures, rivals
-from compress.evaluation import Job, Measured, StageSummary
+from compress.evaluation import Basis, Job, Measured, StageSummary
 from compress.export_stage import Exported
 from compress.nn.batches import outputs, take
 from compress.records import Variant
@@ -86,16 +86,16 @@ def write_report(
             for table in stage.tables
         ),
         latency=_latency(measured, shipped),
-        per_image=_per_image(measured, measurements),
+        per_image=per_sample(measured.basis, measurements),
         environment=environment(),
-        notes=tuple(f"{stage.method}: {note}" for stage in variant.lineage for note in stage.notes),
+        notes=(*job.feed.notes, *(f"{stage.method}: {note}" for stage in variant.lineage for note in stage.notes)),
         recipe=(run.root / "recipe.yaml").read_text(encoding="utf-8"),
     )
     return page.write(report, run.root / "report.html")
 
 
 def mean_of(measurements: Sequence[Measurement], metric: str, of: str = "candidate") -> float | None:
-    """The mean of one metric to ground truth; None where it was not measured or is not a number."""
+    """The mean of one metric as `values_of` has it; None where it was not measured or is not a number."""
     found = values_of(measurements, metric, of)
     mean = statistics.fmean(found) if found else math.nan
     return mean if math.isfinite(mean) else None
@@ -134,10 +134,20 @@ def _facts(measured: Measured, shipped: Exported | None) -> tuple[records.Fact, 
             )
         )
     measurements = shipped.measurements if shipped else final.measurements
-    for metric, unit in (("psnr", "dB"), ("lpips", "")):
+    return (*facts, *quality_facts(measurements))
+
+
+def quality_facts(measurements: Sequence[Measurement]) -> tuple[records.Fact, ...]:
+    """The means of what is measured of every component of this sort."""
+    facts = []
+    for metric, unit, label in (
+        ("psnr", "dB", "PSNR to ground truth"),
+        ("lpips", "", "LPIPS to ground truth"),
+        ("sqnr", "dB", "SQNR to the reference"),
+        ("cosine", "", "Cosine to the reference"),
+    ):
         ours, theirs = mean_of(measurements, metric), mean_of(measurements, metric, "reference")
         if ours is not None:
-            label = f"{metric.upper()} to ground truth"
             facts.append(records.Fact(label=label, unit=unit, reference=theirs, variant=ours))
     return tuple(facts)
 
@@ -161,8 +171,15 @@ def _stage_row(stage: StageSummary, teacher_ms: float | None) -> records.StageRo
         bytes=stage.cost.weight_bytes,
         psnr_db=mean_of(stage.measurements, "psnr"),
         lpips=mean_of(stage.measurements, "lpips"),
+        sqnr_db=_mean_or_exact(values_of(stage.measurements, "sqnr")),
+        cosine=mean_of(stage.measurements, "cosine"),
         latency_ms=None if teacher_ms is None else ratio * teacher_ms,
     )
+
+
+def _mean_or_exact(values: Sequence[float]) -> float | None:
+    """A mean that is infinite where a sample is exact, as the reference itself is."""
+    return None if not values or any(map(math.isnan, values)) else statistics.fmean(values)
 
 
 def _latency(measured: Measured, shipped: Exported | None) -> records.LatencySamples | None:
@@ -181,9 +198,15 @@ def _latency(measured: Measured, shipped: Exported | None) -> records.LatencySam
     )
 
 
-def _per_image(measured: Measured, measurements: Sequence[Measurement]) -> records.PerImage:
+def per_sample(basis: Basis, measurements: Sequence[Measurement]) -> records.PerImage:
+    """PSNR of every photograph; SQNR of every sample of a component that makes no pictures."""
+    if basis.truth is None:
+        values = values_of(measurements, "sqnr")
+        return records.PerImage(
+            names=basis.names, reference_db=(), candidate_db=values, what="SQNR of every sample to the reference"
+        )
     return records.PerImage(
-        names=measured.basis.names,
+        names=basis.names,
         reference_db=values_of(measurements, "psnr", "reference"),
         candidate_db=values_of(measurements, "psnr"),
     )

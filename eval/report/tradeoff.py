@@ -39,26 +39,32 @@ class Compared:
 
 
 def stage_charts(rows: Sequence[StageRow]) -> tuple[str, ...]:
-    """PSNR against size and latency, marks numbered like the table's rows; a chart needs two of them."""
+    """Quality against size and latency, marks numbered like the table's rows; a chart needs two of them.
+
+    Quality is PSNR to ground truth; of a component that makes no pictures SQNR, where the reference has no mark.
+    """
+    pictures = any(row.psnr_db is not None for row in rows)
+    label = "PSNR to ground truth, dB" if pictures else "SQNR to the reference, dB"
+    scored = [(i, row, row.psnr_db if pictures else row.sqnr_db) for i, row in enumerate(rows)]
+    known = [(i, row, db) for i, row, db in scored if db is not None and math.isfinite(db)]
     divisor, suffix = scale([row.bytes for row in rows], "bytes")
-    sizes = [(i, row, row.bytes / divisor, quantity(row.bytes, "bytes")) for i, row in enumerate(rows) if row.bytes]
-    times = [(i, row, row.latency_ms, quantity(row.latency_ms, "ms")) for i, row in enumerate(rows) if row.latency_ms]
+    sizes = [(i, row, db, row.bytes / divisor, quantity(row.bytes, "bytes")) for i, row, db in known if row.bytes]
+    times = [(i, row, db, row.latency_ms, quantity(row.latency_ms, "ms")) for i, row, db in known if row.latency_ms]
     found = []
-    for known, label, title in ((sizes, f"size, {suffix}", "size"), (times, "latency, ms", "latency")):
+    for placed, x_label, title in ((sizes, f"size, {suffix}", "size"), (times, "latency, ms", "latency")):
         points = [
             svg.Point(
                 x=x,
-                y=row.psnr_db,
+                y=db,
                 mark=str(i),
-                label=f"{i} {row.method}: {words}, {quantity(row.psnr_db, 'dB')}",
+                label=f"{i} {row.method}: {words}, {quantity(db, 'dB')}",
                 tone="variant" if i else "reference",
             )
-            for i, row, x, words in known
-            if row.psnr_db is not None
+            for i, row, db, x, words in placed
         ]
         if len(points) > 1:
             heading = f"Quality against {title} after each stage"
-            found.append(svg.scatter(points, x_label=label, y_label="PSNR to ground truth, dB", title=heading))
+            found.append(svg.scatter(points, x_label=x_label, y_label=label, title=heading))
     return tuple(found)
 
 
