@@ -15,11 +15,20 @@ from compress.errors import UserError
 
 COMMANDS = ("check", "plan", "run", "gate", "report", "methods", "doctor", "schema")
 MODELS = ("list", "show", "convert")
-MODULES = ("commands", "model_commands", "gate_command", "weights_command")  # a command is a function of one of them
+MODULES = (
+    "commands",
+    "model_commands",
+    "gate_command",
+    "weights_command",
+    "zoo_command",
+)  # a command is a function of one of them
 GROUPS = {
     "models": ("Components: what comes with mdcompress, what each costs, other libraries' folders.", MODELS),
     "weights": ("The backbones of the standard LPIPS nets, pinned by SHA-256.", ("list", "add", "verify")),
-    "zoo": ("A folder of variants that passed their gates.", ("add", "list", "show", "verify")),
+    "zoo": (
+        "A folder of variants that passed their gates.",
+        ("add", "list", "show", "diff", "verify", "pull", "promote"),
+    ),
 }
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from compress import components, extras
 from compress.errors import UserError
 from compress.evaluation import Measured
 from compress.export_stage import Exported
@@ -27,7 +28,7 @@ def write_entry_files(
     plan: Plan, root: Path, variant: Variant, measured: Measured, exported: Sequence[Exported]
 ) -> None:
     """Leave in the run directory what a zoo entry needs besides the artifacts: samples, preview, facts."""
-    inputs = named(take(measured.photographs.inputs, 0, SAMPLES))
+    inputs = named(take(measured.basis.inputs, 0, SAMPLES))
     tolerance = INTEGER_TOLERANCE if quantized(variant.module) else FLOAT_TOLERANCE
     samples = []
     for item in exported:
@@ -35,9 +36,11 @@ def write_entry_files(
         write_tensors(root / "samples" / name, {**inputs, "output": item.outputs[:SAMPLES]})
         samples.append({"file": item.path.name, "format": item.format, "tensors": name, **tolerance})
     first = exported[0]
-    pairs = [torch.cat([measured.photographs.reference[i], first.outputs[i]], dim=2) for i in range(SAMPLES)]
+    pairs = [torch.cat([measured.basis.reference[i], first.outputs[i]], dim=2) for i in range(SAMPLES)]
     _write_png(root / "samples" / "preview.png", torch.cat(pairs, dim=1))
-    write_json(root / "entry.json", {"schema": 1, "samples": samples, "facts": _facts(plan, measured, first)})
+    licence, tools = components.licence_of(plan.teacher), _tools([item.format for item in exported])
+    described = {"samples": samples, "facts": _facts(plan, measured, first), "licence": licence, "tools": tools}
+    write_json(root / "entry.json", {"schema": 1, **described})
 
 
 def entry_from_run(root: Path) -> Entry:
@@ -78,6 +81,8 @@ def entry_from_run(root: Path) -> Entry:
         recipe=(root / "recipe.yaml").read_text(encoding="utf-8"),
         verdicts=tuple(verdicts),
         facts=described["facts"],
+        licence=described["licence"],
+        tools=described["tools"],
         preview_png=(root / "samples" / "preview.png").read_bytes(),
     )
 
@@ -94,14 +99,21 @@ def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | f
         "latency_runtime": first.latency.runtime,
         "variant_key": plan.variant_key,
         "recipe_sha256": plan.digest,
-        "input": f"the diffusion UNet's latents, float32 {list(measured.photographs.inputs[0][:1].shape)}",
-        "output": f"image, float32 {list(measured.photographs.truth[:1].shape)}, RGB in [0, 1]",
+        "input": f"the diffusion UNet's latents, float32 {list(measured.basis.inputs[0][:1].shape)}",
+        "output": f"image, float32 {list(measured.basis.truth[:1].shape)}, RGB in [0, 1]",
     }
     for metric in ("psnr", "ssim", "lpips"):
         ours, theirs = mean_of(first.measurements, metric), mean_of(first.measurements, metric, "reference")
         if ours is not None and theirs is not None:
             facts |= {f"{metric}_mean": round(ours, 4), f"{metric}_mean_of_teacher": round(theirs, 4)}
     return facts
+
+
+def _tools(formats: Sequence[str]) -> dict[str, str]:
+    """Versions of what made the files: the packages of their formats' extras."""
+    packages = {extras.DISTRIBUTION, "torch", *(package for form in formats for package in extras.packages(form))}
+    found = {package: extras.version(package) for package in sorted(packages)}
+    return {package: version for package, version in found.items() if version is not None}
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from compress.components._folder import (
     weights_of,
 )
 from compress.components._kinds import arch_to_json, build, kind_of
+from compress.components._licence import licence_of
 from compress.components.foreign import adopt
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "find",
     "has_weights",
     "kind_of",
+    "licence_of",
     "load",
     "load_variant",
     "locate",
