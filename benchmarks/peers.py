@@ -142,7 +142,10 @@ def judged(name, path, base, evaluation, exact, truth, net, own, seconds, load=i
     made = outputs(run, evaluation, 1).clamp(0, 1)
     example = take(evaluation, 0, 1)
     taken = latency.paired_ratio(
-        lambda: reference(*example), lambda: run(*example), sampling=latency.Sampling(seconds=seconds, min_pairs=9), runtime=runtime
+        lambda: reference(*example),
+        lambda: run(*example),
+        sampling=latency.Sampling(seconds=seconds, min_pairs=9),
+        runtime=runtime,
     )
     db = psnr.measure(exact, made)
     return {
