@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from compress.evaluation import Job, Measured, StageSummary
+from compress import layer_rows, report_pictures, rivals
+from compress.evaluation import Basis, Job, Measured, StageSummary
 from compress.export_stage import Exported
 from compress.nn.batches import outputs, take
-from compress.records import Inputs, Variant
+from compress.records import Variant
+from compress.report_pictures import values_of
 from compress.runs import environment
 from eval import gates
 from eval.compare import Measurement
@@ -25,11 +26,29 @@ def write_report(
     measured: Measured,
     verdicts: Sequence[gates.Verdict],
     exported: Sequence[Exported],
+    zoo: Path,
 ) -> Path:
-    """Draw report.html; pictures and latencies are those of the first exported file, else of the torch variant."""
+    """Draw report.html; pictures and latencies are those of the first exported file, else of the torch variant.
+
+    Args:
+        job: What was run.
+        variant: What came out.
+        measured: Its stages.
+        verdicts: What the gates say.
+        exported: Its files.
+        zoo: The folder whose entries of the same component it is compared with.
+    """
     plan, run = job.plan, job.run
     shipped = exported[0] if exported else None
     measurements = shipped.measurements if shipped else measured.final.measurements
+
+    def decode(number: int) -> torch.Tensor:
+        if shipped:
+            return shipped.outputs[number]
+        return outputs(variant.module, take(measured.basis.inputs, number, number + 1))[0]
+
+    strip = report_pictures.strip(measured.basis, measurements, decode)
+    costs = (measured.final.cost, measured.stages[0].cost)
     report = records.Report(
         title=plan.recipe.name,
         component=plan.recipe.component,
@@ -55,29 +74,31 @@ def write_report(
             for stage in variant.lineage
             for s in stage.skipped
         ),
-        pictures=_pictures(measured, shipped, measurements, variant),
+        pictures=report_pictures.in_full(measured.basis, measurements, decode),
+        strip=strip,
+        strip_left_out=len(measured.basis.names) - len(strip) if strip else 0,
+        trade_off=rivals.trade_off(plan, measured, exported, zoo),
+        layers=layer_rows.layer_rows(variant.module, *costs),
+        layers_removed=layer_rows.removed(*costs),
+        tables=tuple(
+            records.StageTable(stage=stage.method, title=table.title, columns=table.columns, rows=table.rows)
+            for stage in variant.lineage
+            for table in stage.tables
+        ),
         latency=_latency(measured, shipped),
-        per_image=_per_image(measured, measurements),
+        per_image=per_sample(measured.basis, measurements),
         environment=environment(),
-        notes=tuple(f"{stage.method}: {note}" for stage in variant.lineage for note in stage.notes),
+        notes=(*job.feed.notes, *(f"{stage.method}: {note}" for stage in variant.lineage for note in stage.notes)),
         recipe=(run.root / "recipe.yaml").read_text(encoding="utf-8"),
     )
     return page.write(report, run.root / "report.html")
 
 
 def mean_of(measurements: Sequence[Measurement], metric: str, of: str = "candidate") -> float | None:
-    """The mean of one metric to ground truth; None where it was not measured or is not a number."""
+    """The mean of one metric as `values_of` has it; None where it was not measured or is not a number."""
     found = values_of(measurements, metric, of)
     mean = statistics.fmean(found) if found else math.nan
     return mean if math.isfinite(mean) else None
-
-
-def values_of(measurements: Sequence[Measurement], metric: str, of: str = "candidate") -> tuple[float, ...]:
-    """Per-image values of one metric to ground truth."""
-    for m in measurements:
-        if (m.metric, m.of, m.against) == (metric, of, "ground_truth"):
-            return m.values
-    return ()
 
 
 def verdict_row(v: gates.Verdict) -> records.VerdictRow:
@@ -113,10 +134,20 @@ def _facts(measured: Measured, shipped: Exported | None) -> tuple[records.Fact, 
             )
         )
     measurements = shipped.measurements if shipped else final.measurements
-    for metric, unit in (("psnr", "dB"), ("lpips", "")):
+    return (*facts, *quality_facts(measurements))
+
+
+def quality_facts(measurements: Sequence[Measurement]) -> tuple[records.Fact, ...]:
+    """The means of what is measured of every component of this sort."""
+    facts = []
+    for metric, unit, label in (
+        ("psnr", "dB", "PSNR to ground truth"),
+        ("lpips", "", "LPIPS to ground truth"),
+        ("sqnr", "dB", "SQNR to the reference"),
+        ("cosine", "", "Cosine to the reference"),
+    ):
         ours, theirs = mean_of(measurements, metric), mean_of(measurements, metric, "reference")
         if ours is not None:
-            label = f"{metric.upper()} to ground truth"
             facts.append(records.Fact(label=label, unit=unit, reference=theirs, variant=ours))
     return tuple(facts)
 
@@ -140,8 +171,15 @@ def _stage_row(stage: StageSummary, teacher_ms: float | None) -> records.StageRo
         bytes=stage.cost.weight_bytes,
         psnr_db=mean_of(stage.measurements, "psnr"),
         lpips=mean_of(stage.measurements, "lpips"),
+        sqnr_db=_mean_or_exact(values_of(stage.measurements, "sqnr")),
+        cosine=mean_of(stage.measurements, "cosine"),
         latency_ms=None if teacher_ms is None else ratio * teacher_ms,
     )
+
+
+def _mean_or_exact(values: Sequence[float]) -> float | None:
+    """A mean that is infinite where a sample is exact, as the reference itself is."""
+    return None if not values or any(map(math.isnan, values)) else statistics.fmean(values)
 
 
 def _latency(measured: Measured, shipped: Exported | None) -> records.LatencySamples | None:
@@ -160,47 +198,15 @@ def _latency(measured: Measured, shipped: Exported | None) -> records.LatencySam
     )
 
 
-def _per_image(measured: Measured, measurements: Sequence[Measurement]) -> records.PerImage:
+def per_sample(basis: Basis, measurements: Sequence[Measurement]) -> records.PerImage:
+    """PSNR of every photograph; SQNR of every sample of a component that makes no pictures."""
+    if basis.truth is None:
+        values = values_of(measurements, "sqnr")
+        return records.PerImage(
+            names=basis.names, reference_db=(), candidate_db=values, what="SQNR of every sample to the reference"
+        )
     return records.PerImage(
-        names=measured.basis.names,
+        names=basis.names,
         reference_db=values_of(measurements, "psnr", "reference"),
         candidate_db=values_of(measurements, "psnr"),
     )
-
-
-def _pictures(
-    measured: Measured, shipped: Exported | None, measurements: Sequence[Measurement], variant: Variant
-) -> tuple[records.Picture, ...]:
-    """The photographs on which the variant lost least, a median amount, and most against the teacher."""
-    ours, theirs = values_of(measurements, "psnr"), values_of(measurements, "psnr", "reference")
-    drops = [(t - o) if math.isfinite(t - o) else math.inf for o, t in zip(ours, theirs, strict=True)]
-    order = sorted(range(len(drops)), key=lambda i: drops[i])
-    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    pictures = []
-    for why, i in chosen.items():
-        output = shipped.outputs[i : i + 1] if shipped else _decoded(variant, measured.basis.inputs, i)
-        pictures.append(
-            records.Picture(
-                name=measured.basis.names[i],
-                why=why,
-                score=_score(ours[i], drops[i]),
-                original=pixels(measured.basis.truth[i]),
-                reference=pixels(measured.basis.reference[i]),
-                candidate=pixels(output[0]),
-            )
-        )
-    return tuple(pictures)
-
-
-def _score(psnr_db: float, drop_db: float) -> str:
-    side = "below" if drop_db >= 0 else "above"
-    return f"PSNR {psnr_db:.2f} dB, {abs(drop_db):.2f} dB {side} the reference"
-
-
-def _decoded(variant: Variant, inputs: Inputs, index: int) -> torch.Tensor:
-    return outputs(variant.module, take(inputs, index, index + 1))
-
-
-def pixels(image: torch.Tensor) -> np.ndarray:
-    """[3, h, w] in [0, 1] to uint8 [h, w, 3]; NaN becomes black, as a screen would show it."""
-    return (image.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

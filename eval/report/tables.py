@@ -121,8 +121,7 @@ def stage_table(rows: Sequence[StageRow], lpips_net: str | None) -> StageTable:
         _scaled("Parameters", "parameters", [row.parameters for row in rows]),
         _scaled("MACs", "MACs", [row.macs for row in rows]),
         _scaled("Size", "bytes", [row.bytes for row in rows]),
-        _scores("PSNR, dB", "dB", [row.psnr_db for row in rows]),
-        _scores(lpips, "", [row.lpips for row in rows]),
+        *_quality(rows, lpips),
         _scaled("Latency", "ms", [row.latency_ms for row in rows]),
     ]
     kept = [(header, cells) for header, cells in columns if not all(cell.missing for cell in cells)]
@@ -140,32 +139,15 @@ def stage_table(rows: Sequence[StageRow], lpips_net: str | None) -> StageTable:
     return StageTable(headers=tuple(header for header, _ in kept), lines=lines, absent=absent)
 
 
-def stage_scatter(rows: Sequence[StageRow]) -> str:
-    """Quality against size as SVG, marks numbered like the table's rows; "" with fewer than two such rows."""
-    known = [
-        (i, row, row.bytes, row.psnr_db)
-        for i, row in enumerate(rows)
-        if row.bytes is not None and row.psnr_db is not None
+def _quality(rows: Sequence[StageRow], lpips: str) -> list[tuple[str, tuple[Cell, ...]]]:
+    """PSNR and LPIPS of pictures, or SQNR and cosine of other tensors where these were measured."""
+    vectors = [_scores("Cosine", "", [row.cosine for row in rows])] if any(row.cosine for row in rows) else []
+    if any(row.sqnr_db is not None for row in rows):
+        return [_scores("SQNR, dB", "dB", [row.sqnr_db for row in rows]), *vectors]
+    return [
+        _scores("PSNR, dB", "dB", [row.psnr_db for row in rows]),
+        _scores(lpips, "", [row.lpips for row in rows]),
     ]
-    if len(known) < 2:
-        return ""
-    divisor, suffix = scale([size for _, _, size, _ in known], "bytes")
-    points = [
-        svg.Point(
-            x=size / divisor,
-            y=psnr_db,
-            mark=str(i),
-            label=f"{i} {row.method}: {quantity(size, 'bytes')}, {quantity(psnr_db, 'dB')}",
-            tone="variant" if i else "reference",
-        )
-        for i, row, size, psnr_db in known
-    ]
-    return svg.scatter(
-        points,
-        x_label=f"size, {suffix}",
-        y_label="PSNR to ground truth, dB",
-        title="Quality against size after each stage",
-    )
 
 
 def _gate_line(row: VerdictRow) -> GateLine:
