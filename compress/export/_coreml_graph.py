@@ -97,7 +97,7 @@ def _round_output(builder: Any, block: Any, op: Any, grid: ActivationRange) -> N
 
 
 def _rounded(builder: Any, value: Any, grid: ActivationRange, name: str, **where: Any) -> Any:
-    kind = np.float16 if "fp16" in str(value.dtype) else np.float32
+    kind = np.float16 if value.dtype.__name__ == "fp16" else np.float32
     scale, zero = kind(grid.scale), np.uint8(grid.zero_point)
     integers = builder.quantize(
         input=value, zero_point=zero, scale=scale, output_dtype="uint8", name=f"{name}_quantize", **where

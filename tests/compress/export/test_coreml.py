@@ -149,14 +149,16 @@ def test_static_activations_are_rounded_where_the_variant_rounds_them(static):
     assert operators.count("quantize") == operators.count("dequantize") == 2 * len(quantized(variant))
 
 
-def test_one_static_convolution_is_exact(tmp_path):
+def test_one_static_convolution_is_within_one_step_and_mostly_exact(tmp_path):
     torch.manual_seed(1)
     conv = nn.Sequential(nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=4)).eval()
     x = (torch.randn(1, 8, 12, 16) + 0.3,)
-    expected, found = run(swapped(conv, [(8, PerChannel())], ranges(conv, x)), x, tmp_path / "c.mlpackage")
-    steps = (found - expected).abs() / ranges(conv, x)["0"][1].scale
-    assert float((steps > 0.5).float().mean()) < 1e-3
-    assert float(steps.max()) < 1.01
+    for config, apart in ((FLOAT32, 1e-3), (FLOAT16, 0.2)):
+        variant = swapped(conv, [(8, PerChannel())], ranges(conv, x))
+        expected, found = run(variant, x, tmp_path / "c.mlpackage", config)
+        steps = (found - expected).abs() / ranges(conv, x)["0"][1].scale
+        assert float((steps > 0.5).float().mean()) < apart
+        assert float(steps.max()) < 1.1
 
 
 def test_same_module_same_bytes(static, tmp_path):
