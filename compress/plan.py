@@ -196,7 +196,7 @@ def _check_exports(recipe: Recipe, prediction: Prediction) -> None:
         f"export {item.format}: {problem}"
         for item in recipe.export
         for problem in registry.load(f"export.{item.format}").refuse(
-            prediction.weight_bits, prediction.granularity, prediction.activation_bits
+            prediction.weight_bits, prediction.granularity, prediction.activation_bits, item.config
         )
     ]
     if problems:
