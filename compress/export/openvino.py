@@ -74,8 +74,8 @@ def refuse(
         reasons.append(f"groups of {granularity.size} weights cannot be written as blocks: choose a size of 2 or more")
     elif isinstance(granularity, PerGroup) and weight_bits == 4 and granularity.size % 2:
         reasons.append(
-            f"OpenVINO multiplies wrongly by 4-bit weights in groups of an odd size ({granularity.size}): choose an even "
-            "size, or weight_bits 8"
+            f"OpenVINO multiplies wrongly by 4-bit weights in groups of an odd size ({granularity.size}): "
+            "choose an even size, or weight_bits 8"
         )
     return reasons
 
