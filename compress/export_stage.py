@@ -14,7 +14,7 @@ from compress.errors import UserError
 from compress.evaluation import Basis, Job, Measured
 from compress.export._labels import described
 from compress.files import copy_artifact, size_of
-from compress.nn.batches import outputs, take
+from compress.nn.batches import central_crop, outputs, take
 from compress.nn.qmodules import quantized
 from compress.plan import Plan
 from compress.recipe import PlannedExport
@@ -79,12 +79,30 @@ def _one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measu
     verdicts = (
         *judged.verdicts,
         *gates.judge((parity,), same, subject=f"{item.format} to torch"),
+        *_at_another_size(exporter, item, path, variant, basis),
         _integers_kept(exporter, path, variant, item.format),
     )
     seconds = round(time.monotonic() - started, 1)
     job.tell(Event(kind="exported", name=name, text=path.name, seconds=seconds))
     job.tell(Event(kind="judged", name=item.format, text=tally(verdicts)))
     return replace(judged, verdicts=verdicts)
+
+
+def _at_another_size(
+    exporter: Any, item: PlannedExport, path: Path, variant: Variant, basis: Basis
+) -> tuple[gates.Verdict, ...]:
+    """Where height and width are free: parity on the middle of one sample too, half as large."""
+    sides = [x.shape[-1] for x in basis.inputs if x.dim() == 4]
+    if not getattr(item.config, "dynamic", False) or not sides or sides[0] < 2:
+        return ()
+    smaller = central_crop(take(basis.inputs, 0, 1), sides[0] // 2)
+    expected = outputs(variant.module, smaller)
+    made = outputs(exporter.load(path, threads=torch.get_num_threads()), smaller, 1)
+    truth = None if basis.truth is None else expected  # what counts here is the file against torch
+    half = replace(basis, names=basis.names[:1], inputs=smaller, reference=expected, truth=truth)
+    parity = PARITY_OF_TENSORS if truth is None else PARITY_OF_PICTURES
+    same = evaluation.measure(half, made, gates.metrics_of((parity,), takes=half.takes), "reference")
+    return gates.judge((parity,), same, subject=f"{item.format} to torch, half the size")
 
 
 def judge_file(

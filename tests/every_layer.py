@@ -52,7 +52,7 @@ def mixed(bits: int) -> nn.Module:
         "second": (PerGroup(6), False),
         "biased": (PerTensor(), bits == 8),
         "square": (PerChannel(), False),
-        "plain": (PerGroup(5), False),
+        "plain": (PerGroup(2), False),
     }
     module, swaps = net(), {}
     for name, (granularity, static) in layers.items():

@@ -204,11 +204,22 @@ class Rewriter:
         return self._add("DequantizeLinear", [integers, scale, zero], output, f"{prefix}/DequantizeLinear")
 
     def _weight(self, name: str, q: QuantizedModule, transposed: bool) -> str:
-        """Integers and scales of one layer; stored [i, o] where the graph multiplies by the transpose."""
-        if name in self.written:
+        """Integers and scales of one layer; stored [i, o] where the graph multiplies by the transpose.
+
+        A layer with ranges that is used twice is stored twice: where ONNX Runtime makes its weights unsigned, it does
+        so for each use, under one name, and fails.
+        """
+        again = name in self.written
+        if again and q.layer.input is None:
             return self.written[name]
         if isinstance(q.layer.granularity, Half):
-            return self._half_weight(name, q.qdata.t() if transposed else q.qdata)
+            self.written[name] = self._half_weight(name, q.qdata.t() if transposed else q.qdata)
+        else:
+            stored = _unique(f"{name}.weight/again", self.taken) if again else f"{name}.weight"
+            self.written[name] = self._integer_weight(stored, q, transposed)
+        return self.written[name]
+
+    def _integer_weight(self, stored: str, q: QuantizedModule, transposed: bool) -> str:
         qdata, scale, attributes = q.qdata, q.scale, {"axis": 0}
         match q.layer.granularity:
             case PerTensor():
@@ -222,15 +233,14 @@ class Rewriter:
         if self.unsigned and q.layer.input is not None:
             qdata, zeros = (qdata.to(torch.int16) + 128).to(torch.uint8), zeros.to(torch.uint8) + 128
         values = [
-            self._tensor(f"{name}.weight", qdata, bits=q.layer.bits),
-            self._tensor(f"{name}.weight.scale", scale),
-            self._tensor(f"{name}.weight.zero_point", zeros, bits=q.layer.bits),
+            self._tensor(stored, qdata, bits=q.layer.bits),
+            self._tensor(f"{stored}.scale", scale),
+            self._tensor(f"{stored}.zero_point", zeros, bits=q.layer.bits),
         ]
-        value = self._add("DequantizeLinear", values, f"{name}.weight/float", None, **attributes)
+        value = self._add("DequantizeLinear", values, f"{stored}/float", None, **attributes)
         if qdata.dim() != q.qdata.dim():
-            shape = self._tensor(f"{name}.weight.shape", torch.tensor(q.qdata.shape, dtype=torch.int64))
-            value = self._add("Reshape", [value, shape], f"{name}.weight/reshaped", None)
-        self.written[name] = value
+            shape = self._tensor(f"{stored}.shape", torch.tensor(q.qdata.shape, dtype=torch.int64))
+            value = self._add("Reshape", [value, shape], f"{stored}/reshaped", None)
         return value
 
     def _half_weight(self, name: str, weight: torch.Tensor) -> str:
@@ -242,8 +252,7 @@ class Rewriter:
         )
         self.tensors.append(tensor)
         to = self.onnx.TensorProto.FLOAT
-        self.written[name] = self._add("Cast", [tensor.name], f"{name}.weight/float", None, to=to)
-        return self.written[name]
+        return self._add("Cast", [tensor.name], f"{name}.weight/float", None, to=to)
 
     def _bias(self, name: str, q: QuantizedModule, bias: torch.Tensor) -> str:
         """Integers on the grid input scale * weight scale, as integer kernels add them; float without such a grid."""

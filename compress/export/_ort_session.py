@@ -15,8 +15,8 @@ NUMPY_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int
 def options_of(runtime: Any, threads: int, *, exact: bool = True) -> Any:
     """Silent, on so many threads, and with nothing rounded that no recipe asked to round.
 
-    `exact` forbids the kernels of x86 without VNNI, which add pairs of products in 16 bits and clip: a convolution was 36
-    steps of its output off there. A phone's processors have exact kernels that are fast; this one may have to choose.
+    `exact` forbids the kernels of x86 without VNNI, which add pairs of products in 16 bits and clip: a convolution was
+    36 steps of its output off there. A phone's processors have exact kernels that are fast; this one may not.
     """
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

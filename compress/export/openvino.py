@@ -6,7 +6,8 @@ as metadata under `mdcompress`: the digest of the .bin that belongs to the .xml,
 Source: OpenVINO 2026.4, `Core.read_model`, `save_model` and the IR format, version 11.
 Differs: names that OpenVINO numbers by how often it was called are numbered anew, so that the same module gives the
 same bytes. `import openvino` sends an event to its maker and leaves an identifier in the user's home; both are kept
-from happening. Groups of weights must divide a layer's inputs: its reader takes no shorter last group.
+from happening. Groups of weights must divide a layer's inputs (its reader takes no shorter last group) and be even at 4
+bits: a linear layer of 10 inputs in groups of 5 came out as NaN on the CPU.
 Cost: that of `export.onnx`. On the CPU, 8-bit convolutions with ranges run on integer kernels; linear layers compute on
 8-bit and 4-bit weights without unpacking them all; convolutions with integer weights alone are dequantized when loaded.
 """
@@ -30,6 +31,7 @@ from compress.export._onnx_model import Form, built
 from compress.files import sha256, write_folder_atomically
 from compress.nn.affine import Granularity, Palette, PerGroup, QuantizedWeight
 from compress.nn.batches import split
+from compress.nn.pack import unpack
 from compress.nn.qmodules import quantized
 from compress.records import Inputs
 from compress.schema import Schema
@@ -70,6 +72,11 @@ def refuse(
         )
     if isinstance(granularity, PerGroup) and granularity.size < 2:
         reasons.append(f"groups of {granularity.size} weights cannot be written as blocks: choose a size of 2 or more")
+    elif isinstance(granularity, PerGroup) and weight_bits == 4 and granularity.size % 2:
+        reasons.append(
+            f"OpenVINO multiplies wrongly by 4-bit weights in groups of an odd size ({granularity.size}): "
+            "choose an even size, or weight_bits 8"
+        )
     return reasons
 
 
@@ -227,7 +234,8 @@ def _tensor(ov: Any, constant: Any) -> torch.Tensor:
     """A constant's values; 4-bit ones as int8, 16-bit floats as they are."""
     kind = constant.get_element_type().get_type_name()
     if kind == "i4":
-        return torch.from_numpy(constant.get_data(dtype="int8").copy())
+        packed = torch.from_numpy(constant.data.view("uint8").copy()).reshape(-1)
+        return unpack(packed, 4, torch.Size(constant.shape).numel())
     if kind == "bf16":
         raw = torch.from_numpy(constant.data.view("int16").copy())
         return raw.view(torch.bfloat16)

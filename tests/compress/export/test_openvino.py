@@ -95,6 +95,7 @@ def test_nothing_is_sent_and_nothing_is_left_in_the_home(tmp_path):
         (6, Palette(), 32, None, "choose quantize.rtn"),
         (8, PerChannel(), 16, None, "choose activation_bits 8"),
         (4, PerGroup(1), 32, None, "choose a size of 2 or more"),
+        (4, PerGroup(5), 32, None, "choose an even size"),
         (8, PerChannel(), 8, HALF, "choose precision: float32"),
     ],
 )
