@@ -42,11 +42,8 @@ class _Loose(nn.Module):
         super().__init__()
         from torch.ao.quantization.fx import _decomposed  # noqa: F401  # importing it registers the operators
 
-        self.input, self.output, self.one_scale = (
-            q.layer.input,
-            q.layer.output,
-            isinstance(q.layer.granularity, PerTensor),
-        )
+        self.input, self.output = q.layer.input, q.layer.output
+        self.one_scale = float(q.scale[0]) if isinstance(q.layer.granularity, PerTensor) else None
         self.table, self.shape = isinstance(q, QEmbedding), tuple(q.qdata.shape)
         self.geometry: tuple[Any, ...] = ()
         if isinstance(q, QConv2d):
@@ -65,13 +62,13 @@ class _Loose(nn.Module):
         return y if self.output is None else _rounded(y, self.output)
 
     def _rows(self, ids: torch.Tensor) -> torch.Tensor:
-        scale = self.scale if self.one_scale else functional.embedding(ids, self.scale.unsqueeze(1))
+        scale = self.scale if self.one_scale is not None else functional.embedding(ids, self.scale.unsqueeze(1))
         return functional.embedding(ids, self.qdata).to(torch.float32) * scale
 
     def _weight(self) -> torch.Tensor:
         ops, limits = torch.ops.quantized_decomposed, (-127, 127, torch.int8)
-        if self.one_scale:
-            return ops.dequantize_per_tensor(self.qdata, float(self.scale), 0, *limits)
+        if self.one_scale is not None:
+            return ops.dequantize_per_tensor(self.qdata, self.one_scale, 0, *limits)
         return ops.dequantize_per_channel(self.qdata, self.scale, self.zero_point, 0, *limits)
 
     def _operation(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -122,11 +122,13 @@ def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
         UserError: the file is missing, damaged or no ExecuTorch program.
         MissingExtra: executorch is not installed.
     """
-    require("executorch", extra="executorch", purpose=f"running {path.name}")
-    runtime = require("executorch.runtime", extra="executorch", purpose=f"running {path.name}")
+    purpose = f"running {path.name}"
+    require("executorch", extra="executorch", purpose=purpose)
     data, _ = opened(path)
-    require("executorch.kernels.quantized", extra="executorch", purpose=f"running {path.name}")
-    native = require("executorch.extension.pybindings.portable_lib", extra="executorch", purpose=f"running {path.name}")
+    with _quiet():
+        runtime = require("executorch.runtime", extra="executorch", purpose=purpose)
+        native = require("executorch.extension.pybindings.portable_lib", extra="executorch", purpose=purpose)
+        require("executorch.kernels.quantized", extra="executorch", purpose=purpose)
     try:
         program = runtime.Runtime.get().load_program(data)
         method = program.load_method("forward")
