@@ -29,8 +29,8 @@ JUDGED_LATENCY_SECONDS = 12.0  # per comparison that a gate judges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Photographs:
-    """The evaluation photographs, their inputs to the component, and what the teacher makes of them."""
+class Basis:
+    """What candidates are judged on: the evaluation samples, and what the teacher makes of them."""
 
     names: tuple[str, ...]
     truth: torch.Tensor  # [n, 3, h, w] in [0, 1]
@@ -68,7 +68,7 @@ class StageSummary:
 class Measured:
     """What was measured of the teacher and after each stage; the last stage is the variant."""
 
-    photographs: Photographs
+    basis: Basis
     stages: tuple[StageSummary, ...]
 
     @property
@@ -87,12 +87,12 @@ def feed_of(plan: Plan) -> Feed:
     return cast("Feed", feeds.of(kind).feed(plan.recipe.data, load, plan.recipe.seed))
 
 
-def prepare(feed: Feed, teacher: nn.Module) -> Photographs:
+def prepare(feed: Feed, teacher: nn.Module) -> Basis:
     """Load and encode the evaluation photographs, and run the teacher on them."""
     found = feed.evaluation()
     if found.truth is None:
         raise UserError("only components that make pictures can be judged so far")
-    return Photographs(
+    return Basis(
         names=found.names,
         truth=found.truth,
         inputs=found.inputs,
@@ -120,7 +120,7 @@ def specs(recipe_gates: Sequence[Gate]) -> tuple[gates.GateSpec, ...]:
 
 
 def complete(
-    photographs: Photographs,
+    basis: Basis,
     candidate: torch.Tensor,
     wanted: Sequence[gates.GateSpec],
     teacher: Sequence[compare.Measurement],
@@ -129,16 +129,16 @@ def complete(
     """Everything that the gates ask of a candidate: to the photographs, the teacher to them, and to the teacher.
 
     Args:
-        photographs: What was decoded.
+        basis: What was decoded.
         candidate: The candidate's pictures [n, 3, h, w].
         wanted: The gates.
         teacher: The teacher's own measurements against the photographs.
         to_truth: The candidate's, where they were taken before.
     """
     metrics = image_metrics(wanted)
-    ours = tuple(to_truth) or measure(photographs, candidate, metrics, "ground_truth")
+    ours = tuple(to_truth) or measure(basis, candidate, metrics, "ground_truth")
     direct = [spec for spec in wanted if (spec.of, spec.against) == ("candidate", "reference") and _absolute(spec)]
-    to_teacher = measure(photographs, candidate, gates.metrics_of(direct), "reference") if direct else ()
+    to_teacher = measure(basis, candidate, gates.metrics_of(direct), "reference") if direct else ()
     return (*ours, *(replace(m, of="reference") for m in teacher), *to_teacher)
 
 
@@ -152,20 +152,20 @@ def image_metrics(wanted: Sequence[gates.GateSpec]) -> tuple[compare.Metric, ...
 
 
 def measure(
-    photographs: Photographs, candidate: torch.Tensor, metrics: Sequence[compare.Metric], against: compare.Against
+    basis: Basis, candidate: torch.Tensor, metrics: Sequence[compare.Metric], against: compare.Against
 ) -> tuple[compare.Measurement, ...]:
     """The candidate's pictures against the photographs, or against the teacher's pictures."""
     pairs: list[tuple[compare.Of, compare.Against]] = [("candidate", against)]
     return compare.joined(
         compare.compare(ground_truth=truth, reference=reference, candidate=mine, metrics=metrics, pairs=pairs)
         for truth, reference, mine in zip(
-            photographs.truth.split(BATCH), photographs.reference.split(BATCH), candidate.split(BATCH), strict=True
+            basis.truth.split(BATCH), basis.reference.split(BATCH), candidate.split(BATCH), strict=True
         )
     )
 
 
 def measured_once(
-    store: Store, key: str, photographs: Photographs, metrics: Sequence[compare.Metric], module: nn.Module
+    store: Store, key: str, basis: Basis, metrics: Sequence[compare.Metric], module: nn.Module
 ) -> tuple[compare.Measurement, ...]:
     """`measure` against the photographs, kept in the store under what was measured, on what, by which code."""
     code = {
@@ -176,7 +176,7 @@ def measured_once(
     stored = key_of(
         {
             "measured": key,
-            "photographs": photographs.digest,
+            "photographs": basis.digest,
             "metrics": [[m.name, m.net] for m in metrics],
             "code": code,
             "torch": torch.__version__,
@@ -184,8 +184,8 @@ def measured_once(
     )
 
     def build(folder: Path) -> None:
-        decoded = outputs(module, photographs.inputs)
-        rows = [compare.to_json(m) for m in measure(photographs, decoded, metrics, "ground_truth")]
+        decoded = outputs(module, basis.inputs)
+        rows = [compare.to_json(m) for m in measure(basis, decoded, metrics, "ground_truth")]
         (folder / "measurements.json").write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
 
     folder = store.get(stored) or store.put(stored, build)

@@ -10,7 +10,7 @@ import torch
 
 from compress import evaluation, registry
 from compress.errors import UserError
-from compress.evaluation import Job, Measured, Photographs
+from compress.evaluation import Basis, Job, Measured
 from compress.nn.batches import outputs, take
 from compress.nn.qmodules import quantized
 from compress.plan import Plan
@@ -55,23 +55,23 @@ def export_and_gate(job: Job, variant: Variant, measured: Measured) -> tuple[Exp
 
 
 def _one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measured) -> Exported:
-    started, plan, photographs = time.monotonic(), job.plan, measured.photographs
+    started, plan, basis = time.monotonic(), job.plan, measured.basis
     name = f"export {item.format}"
     job.tell(Event(kind="started", name=name))
     job.tell(Event(kind="progress", name=name, text="writing the variant", done=0, total=3))
     metadata = {"component": variant.component, "recipe": plan.recipe.name, "recipe_sha256": plan.digest}
     source = Source(variant=variant, key=plan.variant_key, metadata=metadata)
-    made = _file(job.store, item, source, take(photographs.inputs, 0, 1))
+    made = _file(job.store, item, source, take(basis.inputs, 0, 1))
     path = job.run.root / "artifacts" / made.name
     path.parent.mkdir(exist_ok=True)
     shutil.copyfile(made, path)
     job.tell(Event(kind="progress", name=name, text="writing the teacher, for comparison", done=1, total=3))
-    theirs = teacher_file(plan, job.store, item.format, job.teacher, take(photographs.inputs, 0, 1))
+    theirs = teacher_file(plan, job.store, item.format, job.teacher, take(basis.inputs, 0, 1))
     job.tell(Event(kind="progress", name=name, text="decoding, measuring and timing the file", done=2, total=3))
-    judged = judge_file(plan, path, theirs, photographs, measured.stages[0].measurements)
+    judged = judge_file(plan, path, theirs, basis, measured.stages[0].measurements)
     parity = compare.compare(
-        ground_truth=photographs.truth,
-        reference=outputs(variant.module, photographs.inputs),
+        ground_truth=basis.truth,
+        reference=outputs(variant.module, basis.inputs),
         candidate=judged.outputs,
         metrics=[evaluation.ALWAYS],
         pairs=[("candidate", "reference")],
@@ -92,7 +92,7 @@ def judge_file(
     plan: Plan,
     path: Path,
     reference: Path,
-    photographs: Photographs,
+    basis: Basis,
     of_teacher: tuple[compare.Measurement, ...],
 ) -> Exported:
     """A file in its own runtime, by the recipe's gates.
@@ -101,15 +101,15 @@ def judge_file(
         plan: Whose gates.
         path: The file to judge; its suffix names the format.
         reference: The teacher in the same format.
-        photographs: What is decoded.
+        basis: What is decoded.
         of_teacher: The teacher's measurements against the photographs.
     """
     name = format_of(path)
     exporter, threads = registry.load(f"export.{name}"), torch.get_num_threads()
     candidate, theirs = exporter.load(path, threads=threads), exporter.load(reference, threads=threads)
-    made = outputs(candidate, photographs.inputs, 1)
-    specs, example = evaluation.specs(plan.recipe.gates), take(photographs.inputs, 0, 1)
-    measurements = evaluation.complete(photographs, made, specs, of_teacher)
+    made = outputs(candidate, basis.inputs, 1)
+    specs, example = evaluation.specs(plan.recipe.gates), take(basis.inputs, 0, 1)
+    measurements = evaluation.complete(basis, made, specs, of_teacher)
     taken = latency.paired_ratio(
         lambda: theirs(*example),
         lambda: candidate(*example),

@@ -39,7 +39,7 @@ def _report(judged: Sequence[Judged], case: Case, title: str) -> records.Report:
         pictures=_pictures(first, case),
         latency=_latency(first),
         per_image=records.PerImage(
-            names=case.photographs.names,
+            names=case.basis.names,
             reference_db=values_of(measurements, "psnr", "reference"),
             candidate_db=values_of(measurements, "psnr"),
         ),
@@ -80,8 +80,8 @@ def _latency(judged: Judged) -> records.LatencySamples | None:
 
 def _pictures(judged: Judged, case: Case) -> tuple[records.Picture, ...]:
     """The photographs on which the candidate lost least, a median amount, and most against the reference."""
-    photographs, made = case.photographs, judged.taken.outputs
-    if made.shape != photographs.truth.shape:
+    basis, made = case.basis, judged.taken.outputs
+    if made.shape != basis.truth.shape:
         return ()
     ours = values_of(judged.taken.measurements, "psnr")
     theirs = values_of(judged.taken.measurements, "psnr", "reference")
@@ -90,11 +90,11 @@ def _pictures(judged: Judged, case: Case) -> tuple[records.Picture, ...]:
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     return tuple(
         records.Picture(
-            name=photographs.names[i],
+            name=basis.names[i],
             why=why,
             score=f"PSNR {ours[i]:.2f} dB, {drops[i]:.2f} dB below the reference",
-            original=pixels(photographs.truth[i]),
-            reference=pixels(photographs.reference[i]),
+            original=pixels(basis.truth[i]),
+            reference=pixels(basis.reference[i]),
             candidate=pixels(made[i]),
         )
         for why, i in chosen.items()

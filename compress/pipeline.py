@@ -134,6 +134,7 @@ def _run_stage(job: Job, stage: PlannedStage, name: str, parent: Variant) -> Pat
         achieved=result.achieved,
         skipped=result.skipped,
         notes=result.notes,
+        tables=result.tables,
     )
     made = replace(parent, arch=result.arch, module=result.module, lineage=(*parent.lineage, record))
     folder = job.store.put(stage.key, lambda place: save_variant(made, place))
@@ -145,26 +146,26 @@ def _measure_all(job: Job, ran: Sequence[Ran]) -> Measured:
     """Cost, picture quality and torch latency of the teacher and of every stage's variant."""
     started = time.monotonic()
     job.tell(Event(kind="started", name="measuring"))
-    photographs = evaluation.prepare(job.feed, job.teacher.module)
+    basis = evaluation.prepare(job.feed, job.teacher.module)
     rows: list[StageSummary] = []
     for number, item in enumerate(ran):
         job.tell(Event(kind="progress", name="measuring", text=item.method, done=number, total=len(ran)))
-        rows.append(_summary(job, item, photographs, rows, last=number == len(ran) - 1))
+        rows.append(_summary(job, item, basis, rows, last=number == len(ran) - 1))
     job.tell(Event(kind="measured", name="measuring", seconds=round(time.monotonic() - started, 1)))
-    return Measured(photographs=photographs, stages=tuple(rows))
+    return Measured(basis=basis, stages=tuple(rows))
 
 
 def _summary(
-    job: Job, item: Ran, photographs: evaluation.Photographs, before: Sequence[StageSummary], *, last: bool
+    job: Job, item: Ran, basis: evaluation.Basis, before: Sequence[StageSummary], *, last: bool
 ) -> StageSummary:
     """One stage's variant, measured; the last one with everything that the gates ask for."""
-    module, example = item.variant.module, take(photographs.inputs, 0, 1)
+    module, example = item.variant.module, take(basis.inputs, 0, 1)
     specs = evaluation.specs(job.plan.recipe.gates)
-    measurements = evaluation.measured_once(job.store, item.key, photographs, evaluation.image_metrics(specs), module)
+    measurements = evaluation.measured_once(job.store, item.key, basis, evaluation.image_metrics(specs), module)
     if last:
-        pictures = outputs(module, photographs.inputs)
+        pictures = outputs(module, basis.inputs)
         teacher = before[0].measurements if before else measurements
-        measurements = evaluation.complete(photographs, pictures, specs, teacher, measurements)
+        measurements = evaluation.complete(basis, pictures, specs, teacher, measurements)
     taken = None
     if before:
         seconds = STAGE_LATENCY_SECONDS if not last or job.plan.recipe.export else evaluation.JUDGED_LATENCY_SECONDS

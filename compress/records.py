@@ -1,5 +1,6 @@
 """The records that cross rooms. What users write is in `recipe`; what gates say is in `eval.gates`."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -39,6 +40,34 @@ class Achieved:
     met: bool
 
 
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Figures that a stage measured on its way, for reports to show or draw: a row for each layer or block.
+
+    The first column names the row; a column's unit stands in its name ("macs", "mse at 4 bits"); None: not measured.
+    """
+
+    name: str  # what reports know it by: "sensitivity"
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be written or drawn.
+
+        Raises:
+            ValueError: a row does not fit the columns, or holds NaN or infinity.
+        """
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"table {self.name!r}: {len(row)} cells under {len(self.columns)} columns: {row}")
+            if any(isinstance(cell, float) and not math.isfinite(cell) for cell in row):
+                raise ValueError(f"table {self.name!r}: a cell is no finite number: {row}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arch:
     """How to build a component: its kind (`vae.decoder`) and that kind's configuration record."""
@@ -67,6 +96,7 @@ class StageRecord:
     achieved: tuple[Achieved, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +121,7 @@ class StageResult:
     achieved: tuple[Achieved, ...]
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -162,7 +162,7 @@ def _latency(measured: Measured, shipped: Exported | None) -> records.LatencySam
 
 def _per_image(measured: Measured, measurements: Sequence[Measurement]) -> records.PerImage:
     return records.PerImage(
-        names=measured.photographs.names,
+        names=measured.basis.names,
         reference_db=values_of(measurements, "psnr", "reference"),
         candidate_db=values_of(measurements, "psnr"),
     )
@@ -178,14 +178,14 @@ def _pictures(
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     pictures = []
     for why, i in chosen.items():
-        output = shipped.outputs[i : i + 1] if shipped else _decoded(variant, measured.photographs.inputs, i)
+        output = shipped.outputs[i : i + 1] if shipped else _decoded(variant, measured.basis.inputs, i)
         pictures.append(
             records.Picture(
-                name=measured.photographs.names[i],
+                name=measured.basis.names[i],
                 why=why,
                 score=_score(ours[i], drops[i]),
-                original=pixels(measured.photographs.truth[i]),
-                reference=pixels(measured.photographs.reference[i]),
+                original=pixels(measured.basis.truth[i]),
+                reference=pixels(measured.basis.reference[i]),
                 candidate=pixels(output[0]),
             )
         )

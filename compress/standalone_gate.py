@@ -29,21 +29,21 @@ class Case:
 
     plan: Plan
     teacher: Variant
-    photographs: evaluation.Photographs
+    basis: evaluation.Basis
     specs: tuple[gates.GateSpec, ...]
     of_teacher: tuple[compare.Measurement, ...]
 
     @property
     def example(self) -> Inputs:
         """The inputs of one call."""
-        return take(self.photographs.inputs, 0, 1)
+        return take(self.basis.inputs, 0, 1)
 
     @property
     def conditions(self) -> baselines.Conditions:
         """What the numbers depend on besides the candidate."""
-        height, width = self.photographs.truth.shape[2:]
+        height, width = self.basis.truth.shape[2:]
         return baselines.Conditions(
-            data=self.photographs.digest,
+            data=self.basis.digest,
             resolution=f"{width}x{height}",
             reference=self.plan.teacher_key,
             host=latency.host(),
@@ -79,11 +79,11 @@ def prepare(plan: Plan, tell: Emit) -> Case:
     """Decode the teacher's pictures and measure them."""
     tell(Event(kind="started", name="decoding the teacher's pictures"))
     teacher = load_variant(plan.teacher, plan.recipe.component, origins=plan.origins)
-    photographs = evaluation.prepare(evaluation.feed_of(plan), teacher.module)
+    basis = evaluation.prepare(evaluation.feed_of(plan), teacher.module)
     specs = evaluation.specs(plan.recipe.gates)
     metrics = evaluation.image_metrics(specs)
-    of_teacher = evaluation.measure(photographs, photographs.reference, metrics, "ground_truth")
-    return Case(plan=plan, teacher=teacher, photographs=photographs, specs=specs, of_teacher=of_teacher)
+    of_teacher = evaluation.measure(basis, basis.reference, metrics, "ground_truth")
+    return Case(plan=plan, teacher=teacher, basis=basis, specs=specs, of_teacher=of_teacher)
 
 
 def judge_path(path: Path, case: Case, tell: Emit, baseline: Path | None = None) -> tuple[Judged, ...]:
@@ -179,7 +179,7 @@ def _asked(specs: Sequence[gates.GateSpec], metric: str) -> bool:
 
 def _take_variant(folder: Path, case: Case) -> Taken:
     variant = load_variant(folder, origins=case.plan.origins)
-    pictures = outputs(variant.module, case.photographs.inputs)
+    pictures = outputs(variant.module, case.basis.inputs)
     taken = None
     if _asked(case.specs, "latency"):
         seconds = evaluation.JUDGED_LATENCY_SECONDS
@@ -188,7 +188,7 @@ def _take_variant(folder: Path, case: Case) -> Taken:
         subject="variant",
         path=folder,
         outputs=pictures,
-        measurements=evaluation.complete(case.photographs, pictures, case.specs, case.of_teacher),
+        measurements=evaluation.complete(case.basis, pictures, case.specs, case.of_teacher),
         latency=taken,
         sizes=gates.Sizes(
             candidate_bytes=cost.measure(variant.module, case.example).weight_bytes,
@@ -202,7 +202,7 @@ def _take_file(path: Path, case: Case) -> Taken:
     exporter = registry.load(f"export.{name}")
     reference = _teacher_file(case, name)
     candidate = exporter.load(path, threads=threads)
-    pictures = outputs(candidate, case.photographs.inputs, 1)
+    pictures = outputs(candidate, case.basis.inputs, 1)
     taken = None
     if _asked(case.specs, "latency"):
         theirs = exporter.load(reference, threads=threads)
@@ -217,7 +217,7 @@ def _take_file(path: Path, case: Case) -> Taken:
         subject=name,
         path=path,
         outputs=pictures,
-        measurements=evaluation.complete(case.photographs, pictures, case.specs, case.of_teacher),
+        measurements=evaluation.complete(case.basis, pictures, case.specs, case.of_teacher),
         latency=taken,
         sizes=gates.Sizes(candidate_bytes=path.stat().st_size, reference_bytes=reference.stat().st_size),
     )

@@ -27,7 +27,7 @@ def write_entry_files(
     plan: Plan, root: Path, variant: Variant, measured: Measured, exported: Sequence[Exported]
 ) -> None:
     """Leave in the run directory what a zoo entry needs besides the artifacts: samples, preview, facts."""
-    inputs = named(take(measured.photographs.inputs, 0, SAMPLES))
+    inputs = named(take(measured.basis.inputs, 0, SAMPLES))
     tolerance = INTEGER_TOLERANCE if quantized(variant.module) else FLOAT_TOLERANCE
     samples = []
     for item in exported:
@@ -35,7 +35,7 @@ def write_entry_files(
         write_tensors(root / "samples" / name, {**inputs, "output": item.outputs[:SAMPLES]})
         samples.append({"file": item.path.name, "format": item.format, "tensors": name, **tolerance})
     first = exported[0]
-    pairs = [torch.cat([measured.photographs.reference[i], first.outputs[i]], dim=2) for i in range(SAMPLES)]
+    pairs = [torch.cat([measured.basis.reference[i], first.outputs[i]], dim=2) for i in range(SAMPLES)]
     _write_png(root / "samples" / "preview.png", torch.cat(pairs, dim=1))
     write_json(root / "entry.json", {"schema": 1, "samples": samples, "facts": _facts(plan, measured, first)})
 
@@ -94,8 +94,8 @@ def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | f
         "latency_runtime": first.latency.runtime,
         "variant_key": plan.variant_key,
         "recipe_sha256": plan.digest,
-        "input": f"the diffusion UNet's latents, float32 {list(measured.photographs.inputs[0][:1].shape)}",
-        "output": f"image, float32 {list(measured.photographs.truth[:1].shape)}, RGB in [0, 1]",
+        "input": f"the diffusion UNet's latents, float32 {list(measured.basis.inputs[0][:1].shape)}",
+        "output": f"image, float32 {list(measured.basis.truth[:1].shape)}, RGB in [0, 1]",
     }
     for metric in ("psnr", "ssim", "lpips"):
         ours, theirs = mean_of(first.measurements, metric), mean_of(first.measurements, metric, "reference")

@@ -1,58 +1,41 @@
 """Train a text encoder and a latent diffusion UNet together on captioned pictures; resumes from its last checkpoint.
 
-    python scripts/train_t2i.py scripts/train_t2i.yaml --pictures FOLDER --out runs/t2i [--decay-from STEP]
+    python scripts/train_t2i.py scripts/train_t2i.yaml --pictures FOLDER --out runs/t2i [--start md-tiny]
+        [--decay-from STEP]
 
 FOLDER has captions.tsv or captions.json (see calibration/captions.py). Pictures are encoded once (`latents-*`). The
 learning rate is constant after a warm-up until --decay-from, then falls to 0 within the configuration's decay steps:
 train as long as you like, then start the end. SIGTERM saves and stops; a kill loses what came after the last checkpoint.
 `log.jsonl` has the loss, `grid_*.png` samples of the averaged weights; `unet/`, `text_encoder/` (those weights, float16)
-and three settings files are what scripts/score_t2i.py takes.
+and three settings files are what scripts/score_t2i.py takes. --start goes on from the weights and settings of such a
+folder, or of a preset, with fresh moments.
 """
 
 import argparse
-import hashlib
-import json
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
 from ruamel.yaml import YAML
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from score_t2i import as_images, sheet
+from score_t2i import sheet
+from t2i_data import Data, folder_of, prepare, say
 from train_vae import Muon, load_checkpoint
 
-from calibration.captions import (
-    BACKGROUNDS,
-    PLAIN,
-    TEMPLATES,
-    Captioned,
-    Shown,
-    caption,
-    keyword_caption,
-    read_captions,
-    render,
-    ways_to_show,
-)
 from compress import components
 from compress.components._kinds import arch_from_json, arch_to_json
+from compress.distill._lesson import fast_bfloat16
 from compress.files import write_json, write_tensors
 from compress.records import Arch
-from compress.sampling import latents as latent_files
-from compress.sampling import schedule, tokenizer
-from compress.sampling.generator import Settings, Way, generate
-from compress.sampling.latents import LatentScale
+from compress.sampling.generator import Way, generate
 from compress.sampling.modules import from_modules
-from compress.sampling.schedule import Schedule, signal_shares
 
 PARTS = {"text_encoder": "text_encoder.text_encoder", "unet": "unet.unet"}
 SHOWN = 48  # prompts in a grid of samples
@@ -85,94 +68,6 @@ def build(spec: dict) -> TextToImage:
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
     return TextToImage(**parts).train()
-
-
-@torch.inference_mode()
-def encode_once(
-    pictures: tuple[Captioned, ...], ways: list[Shown], arguments: argparse.Namespace, size: int, device: torch.device
-) -> torch.Tensor:
-    """Latents [ways, z, h, w]; read back when the same pictures went through the same encoder before."""
-    encoder = components.load(arguments.encoder)
-    digest = hashlib.sha256(repr((ways, size)).encode())
-    for picture in pictures:
-        digest.update((arguments.pictures / picture.file).read_bytes())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    path = arguments.out / f"latents-{digest.hexdigest()[:16]}.safetensors"
-    if path.exists():
-        return load_file(path)["latents"].float()
-    encoder.to(device)
-    found = []
-    for begin in range(0, len(ways), 32):
-        pixels = [
-            render(
-                arguments.pictures / pictures[way.picture].file,
-                size=size,
-                background=way.background,
-                mirrored=way.mirrored,
-            )
-            for way in ways[begin : begin + 32]
-        ]
-        with torch.autocast(device.type, torch.bfloat16):
-            found.append(encoder(as_images(pixels).to(device)).cpu().half())
-        if begin % 1600 == 0:
-            say(arguments.out, {"encoded": begin, "of": len(ways)})
-    latents = torch.cat(found)
-    write_tensors(path, {"latents": latents})
-    return latents.float()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Data:
-    """Everything a batch is drawn from."""
-
-    pictures: tuple[Captioned, ...]
-    ways: list[Shown]
-    rows_of: list[list[int]]  # which of the ways show each picture
-    latents: torch.Tensor  # of each way, normalised
-    settings: Settings
-    shares: torch.Tensor  # of every time step
-    spec: dict
-
-    def batch(self, step: int) -> tuple[torch.Tensor, ...]:
-        """Latents, ids, time steps and noise; depends on seed and step alone, so a resumed run sees the same data."""
-        spec, size = self.spec, self.spec["batch"]
-        rng = np.random.default_rng([spec["seed"], 1, step])
-        rows, texts = [], []
-        for picture in self._pictures(step * size, size):
-            way = self._way(self.rows_of[picture], rng)
-            rows.append(way)
-            texts.append(self._text(self.ways[way], rng))
-        ids = torch.from_numpy(self.settings.tokenizer.encode(texts).ids)
-        spread = (rng.permutation(size) + rng.random(size)) / size  # one time step from each of `size` equal parts
-        steps = torch.from_numpy((spread * len(self.shares)).astype(np.int64))
-        noise = torch.from_numpy(rng.standard_normal((size, *self.latents.shape[1:]), dtype=np.float32))
-        return self.latents[rows], ids, steps, noise
-
-    def _pictures(self, begin: int, count: int) -> list[int]:
-        """Every picture once an epoch, in an order of its own."""
-        total, found = len(self.pictures), []
-        for position in range(begin, begin + count):
-            if not found or position % total == 0:
-                order = np.random.default_rng([self.spec["seed"], 2, position // total]).permutation(total)
-            found.append(int(order[position % total]))
-        return found
-
-    def _way(self, of_picture: list[int], rng: np.random.Generator) -> int:
-        draw = rng.random(2)
-        coloured = [i for i in of_picture if self.ways[i].background != PLAIN]
-        mirrored = [i for i in of_picture if self.ways[i].mirrored]
-        if draw[0] < self.spec["coloured"] and coloured:
-            return coloured[int(rng.integers(len(coloured)))]
-        return mirrored[0] if draw[1] < self.spec["mirrored"] and mirrored else of_picture[0]
-
-    def _text(self, way: Shown, rng: np.random.Generator) -> str:
-        picture, draw = self.pictures[way.picture], rng.random()
-        if draw < self.spec["without_text"]:
-            return ""
-        if draw < self.spec["without_text"] + self.spec["with_keywords"]:
-            return keyword_caption(picture, rng, background=way.background)
-        return caption(picture, rng, templates=TEMPLATES["training"], background=way.background)
 
 
 def make_optimizers(model: TextToImage, spec: dict) -> tuple[torch.optim.Optimizer, ...]:
@@ -209,7 +104,8 @@ def loss_of(model: TextToImage, batch: tuple[torch.Tensor, ...], shares: torch.T
     share = shares[steps][:, None, None, None]
     noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
     velocity = share.sqrt() * noise - (1 - share).sqrt() * clean
-    with sdpa_kernel(SDPBackend.MATH), torch.autocast(clean.device.type, torch.bfloat16):
+    device = clean.device.type
+    with sdpa_kernel(SDPBackend.MATH), torch.autocast(device, torch.bfloat16, enabled=fast_bfloat16(device)):
         found = model(noisy.contiguous(memory_format=torch.channels_last), steps.float(), ids)
     gain = 1 / (1 - share[:, 0, 0, 0]).clamp(min=1e-8)  # SNR + 1
     weight = gain.clamp(max=most) / gain
@@ -233,48 +129,10 @@ def save_checkpoint(
         write_json(out / part / "arch.json", arch_to_json(architecture(spec, part)))
 
 
-def make_tokenizer(pictures: tuple[Captioned, ...], spec: dict, path: Path) -> tokenizer.Tokenizer:
-    """Trained on every training caption and keyword; read back on a resumed run."""
-    if path.exists():
-        return tokenizer.load(path)
-    colours = [f"on a {name} background" for name in BACKGROUNDS]
-    texts = [t.format(name=p.name) for p in pictures for t in TEMPLATES["training"]]
-    texts += [", ".join(p.keywords) for p in pictures] + colours
-    made = tokenizer.train(
-        texts, vocabulary=spec["text_encoder"]["vocabulary"], length=spec["text_encoder"]["positions"]
-    )
-    made.save(path)
-    return made
-
-
-def prepare(arguments: argparse.Namespace, spec: dict, device: torch.device) -> Data:
-    """Captions, tokenizer, schedule and latents; everything but the networks."""
-    out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    pictures = read_captions(arguments.pictures)
-    words = make_tokenizer(pictures, spec, out / "tokenizer.json")
-    noises = Schedule(**spec["schedule"])
-    schedule.save(noises, out / "scheduler.json")
-    ways = ways_to_show(
-        pictures, seed=spec["seed"], mirrored=spec["mirrored"] > 0, backgrounds=spec["backgrounds_per_picture"]
-    )
-    latents = encode_once(pictures, ways, arguments, spec["size"], device)
-    plain = latents[[i for i, way in enumerate(ways) if way.background == PLAIN]]
-    mean, std = plain.mean(dim=(0, 2, 3)), plain.std(dim=(0, 2, 3))
-    scale = LatentScale(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
-    latent_files.save(scale, out / "latents.json")
-    rows_of: list[list[int]] = [[] for _ in pictures]
-    for row, way in enumerate(ways):
-        rows_of[way.picture].append(row)
-    return Data(
-        pictures=pictures,
-        ways=ways,
-        rows_of=rows_of,
-        latents=scale.normalised(latents),
-        settings=Settings(tokenizer=words, schedule=noises, scale=scale),
-        shares=torch.from_numpy(signal_shares(noises)).float(),
-        spec=spec,
-    )
+def take_weights(start: str, model: TextToImage) -> None:
+    for part in PARTS:
+        found = components.load_variant(components.find(part, folder_of(start))).module
+        getattr(model, part).load_state_dict(found.state_dict())
 
 
 def save_grid(out: Path, step: int, average: TextToImage, decoder: nn.Module, data: Data) -> None:
@@ -283,20 +141,13 @@ def save_grid(out: Path, step: int, average: TextToImage, decoder: nn.Module, da
     prompts = [f"{p.name} on a blue background" if i % 6 == 5 else p.name for i, p in enumerate(chosen)]
     average.eval()
     parts = (average.text_encoder, average.unet, decoder)
-    networks = from_modules(*parts, data.settings, pixels=data.spec["size"], bfloat16=True)
+    networks = from_modules(*parts, data.settings, pixels=data.spec["size"], bfloat16=fast_bfloat16())
     found = [
         generate(prompts[i : i + 16], networks, data.settings, Way(seed=i)).images for i in range(0, len(prompts), 16)
     ]
     temporary = out / f".grid_{step:07d}.png"
     sheet(np.concatenate(found), 8).save(temporary, format="png")
     temporary.replace(out / f"grid_{step:07d}.png")
-
-
-def say(out: Path, row: dict[str, Any]) -> None:
-    row = {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **row}
-    with (out / "log.jsonl").open("a") as log:
-        log.write(json.dumps(row) + "\n")
-    print(json.dumps(row), flush=True)
 
 
 class Stopper:
@@ -340,6 +191,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="md-tiny/encoder")
     parser.add_argument("--decoder", default="md-tiny/decoder")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", help="folder or preset family whose weights and settings to go on from")
     parser.add_argument("--decay-from", type=int, help="step at which the learning rate begins to fall to 0")
     parser.add_argument("--until", type=int, help="step to stop at, even before the end of the decay")
     parser.add_argument("--save-minutes", type=float, default=5.0)
@@ -352,6 +204,8 @@ def main() -> None:
     decoder = components.load(arguments.decoder).to(device)
     torch.manual_seed(spec["seed"])
     model = build(spec).to(device=device, memory_format=torch.channels_last)
+    if arguments.start is not None:
+        take_weights(arguments.start, model)
     average = build(spec).to(device)
     average.load_state_dict(model.state_dict())
     optimizers = make_optimizers(model, spec)

@@ -24,6 +24,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from compress.components.vae import PATCH, Decoder, DecoderConfig, Encoder, EncoderConfig, Level
+from compress.distill._lesson import fast_bfloat16
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -157,7 +158,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     """The nearest semi-orthogonal matrix, roughly: five quintic Newton-Schulz steps."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if fast_bfloat16(matrix.device.type) else matrix.float()
     x = x / (x.norm() + 1e-7)
     transposed = x.shape[0] > x.shape[1]
     x = x.T if transposed else x

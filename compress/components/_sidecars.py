@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from compress.errors import UserError
 from compress.files import read_json
-from compress.records import Achieved, Skipped, StageRecord
+from compress.records import Achieved, Skipped, StageRecord, Table
 from compress.schema import Schema
 
 Record = TypeVar("Record", bound=Schema)
@@ -58,6 +58,23 @@ class _Skipped(Schema):
     reason: str
 
 
+class _Table(Schema):
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[str | int | float | None]]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "_Table":
+        self.record()
+        return self
+
+    def record(self) -> Table:
+        """With tuples for lists."""
+        rows = tuple(tuple(row) for row in self.rows)
+        return Table(name=self.name, title=self.title, columns=tuple(self.columns), rows=rows)
+
+
 class _Stage(Schema):
     method: str
     config: dict[str, Any]
@@ -65,6 +82,7 @@ class _Stage(Schema):
     achieved: list[_Achieved]
     skipped: list[_Skipped]
     notes: list[str]
+    tables: list[_Table] = Field(default_factory=list)
 
 
 class _Lineage(Schema):
@@ -100,6 +118,7 @@ def _stage(stage: _Stage) -> StageRecord:
         achieved=tuple(Achieved(**a.model_dump()) for a in stage.achieved),
         skipped=tuple(Skipped(**s.model_dump()) for s in stage.skipped),
         notes=tuple(stage.notes),
+        tables=tuple(table.record() for table in stage.tables),
     )
 
 

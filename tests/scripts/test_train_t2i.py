@@ -16,6 +16,9 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import score_t2i  # noqa: E402
 import train_t2i  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from compress.sampling.schedule import Schedule, signal_shares  # noqa: E402
 
 STAGE = {"width": 16, "head_dim": 16, "separable": False, "resample": False}
 LAYER = {"self_heads": 1, "cross_heads": 1, "feed_forward": 16}
@@ -83,6 +86,19 @@ def test_resumed_training_ends_with_the_same_bytes(monkeypatch, spec, pictures, 
     assert all(0 <= row["place"] < 6 for row in scored["each"])
 
 
+def test_training_starts_from_the_weights_and_settings_of_another(monkeypatch, spec, pictures, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(monkeypatch, spec, pictures, first, "--until", 1)
+    train(monkeypatch, spec, pictures, second, "--until", 0, "--start", first)
+    tensors = load_file(second / "checkpoint.safetensors")
+    for part in ("unet", "text_encoder"):
+        for name, tensor in load_file(first / part / "weights.safetensors").items():
+            assert torch.equal(tensors[f"model.{part}.{name}"], tensor.float())
+            assert torch.equal(tensors[f"average.{part}.{name}"], tensor.float())
+    for name in ("tokenizer.json", "latents.json", "scheduler.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
 def test_learning_rate_warms_up_stays_and_falls():
     spec = {"lr": 2.0, "warm_up": 4, "decay_steps": 10}
     assert [train_t2i.learning_rate(spec, step, None) for step in (0, 1, 3, 4, 10_000)] == [0.5, 1.0, 2.0, 2.0, 2.0]
@@ -91,7 +107,7 @@ def test_learning_rate_warms_up_stays_and_falls():
 
 @pytest.mark.parametrize("step", [0, 300, 999])
 def test_the_loss_is_that_of_the_velocity(step):
-    shares = torch.from_numpy(train_t2i.signal_shares(train_t2i.Schedule())).float()
+    shares = torch.from_numpy(signal_shares(Schedule())).float()
     generator = torch.Generator().manual_seed(0)
     clean, noise = (torch.randn(3, 8, 4, 4, generator=generator) for _ in range(2))
     batch = (clean, torch.zeros(3, 2), torch.full((3,), step), noise)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from compress import components
 from compress.errors import UserError
 from compress.quantize import rtn
-from compress.records import Achieved, Skipped, StageRecord
+from compress.records import Achieved, Skipped, StageRecord, Table
 
 WEIGHTS = "weights.safetensors"
 
@@ -70,9 +70,28 @@ def test_lineage_reads_back(tmp_path):
         achieved=(Achieved(what="blocks removed", requested=2, achieved=2, unit="blocks", met=True),),
         skipped=(Skipped(name="a.b", reason="kept"),),
         notes=("removed c",),
+        tables=(Table(name="t", title="T", columns=("layer", "bits", "mse"), rows=(("a", 4, 0.5), ("b", 8, None))),),
     )
     components.save_variant(replace(tiny.decoder(), lineage=(record, record)), tmp_path)
-    assert components.load_variant(tmp_path).lineage == (record, record)
+    back = components.load_variant(tmp_path).lineage
+    assert back == (record, record)
+    assert [type(cell) for cell in back[0].tables[0].rows[0]] == [str, int, float]
+
+
+def test_a_lineage_written_before_there_were_tables(tmp_path):
+    record = StageRecord(method="prune.depth", config={}, key="0" * 64)
+    components.save_variant(replace(tiny.decoder(), lineage=(record,)), tmp_path)
+    path = tmp_path / "lineage.json"
+    data = json.loads(path.read_text())
+    del data["stages"][0]["tables"]
+    path.write_text(json.dumps(data))
+    assert components.load_variant(tmp_path).lineage == (record,)
+
+
+@pytest.mark.parametrize("row", [("a",), ("a", float("nan")), ("a", float("inf"))])
+def test_a_table_that_nobody_could_draw(row):
+    with pytest.raises(ValueError, match="cells under|no finite number"):
+        Table(name="t", title="T", columns=("layer", "mse"), rows=(row,))
 
 
 @pytest.mark.parametrize("name", ["folder", "quantized_folder"])
