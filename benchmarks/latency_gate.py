@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -60,7 +61,11 @@ class Machine:
 def simulated(seed, slowdown, noise, seconds):
     machine = Machine(seed, **noise)
     return latency.paired_ratio(
-        machine.work(1e-3), machine.work(1e-3 * (1 + slowdown)), sampling=sampling(seed, seconds), clock=machine.clock, threads=1
+        machine.work(1e-3),
+        machine.work(1e-3 * (1 + slowdown)),
+        sampling=sampling(seed, seconds),
+        clock=machine.clock,
+        threads=1,
     )
 
 
@@ -87,9 +92,8 @@ def sampling(seed, seconds):
 
 
 def row(name, slowdown, runs, measure):
-    began, found = time.monotonic(), []
-    for seed in range(runs):
-        found.append(measure(seed))
+    began = time.monotonic()
+    found = [measure(seed) for seed in range(runs)]
     states = [outcome(one, LIMIT).state for one in found]
     count = {state: states.count(state) for state in ("pass", "fail", "undecided")}
     ratios = np.array([one.ratio for one in found])
@@ -115,9 +119,11 @@ def main():
     parser.add_argument("--seconds", type=float, default=12.0, help="budget of one gate run")
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of runs")
     options = parser.parse_args()
-    runs = {0.0: 200, 0.025: 40, 0.05: 100, 0.1: 20, 0.2: 20}
+    runs = {0.0: 200, 0.025: 10, 0.05: 100, 0.1: 20, 0.2: 20}
     print(f"{latency.host()}; load average {os.getloadavg()[0]:.1f}; limit {LIMIT:g}; {time.strftime('%Y-%m-%d')}")
-    print("| noise | slower by | runs | pass | fail | undecided | not passed | ratio: median (range) | noise floor | busy | pairs | s a run |")
+    print(
+        "| noise | slower by | runs | pass | fail | undecided | not passed | ratio: median (range) | noise floor | busy | pairs | s a run |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     torch.set_num_threads(1)
     beside = [multiprocessing.get_context("spawn").Process(target=burn, daemon=True) for _ in range(options.load)]
@@ -126,10 +132,10 @@ def main():
     try:
         for name in ["real"] if options.real else SIMULATED:
             for slowdown, count in runs.items():
-                if options.real:
-                    measure = lambda seed, by=slowdown: real(seed, by, options.seconds)  # noqa: E731
-                else:
-                    measure = lambda seed, by=slowdown, noise=SIMULATED[name]: simulated(seed, by, noise, options.seconds)  # noqa: E731
+                options_of = {"slowdown": slowdown, "seconds": options.seconds}
+                measure = partial(real, **options_of)
+                if not options.real:
+                    measure = partial(simulated, noise=SIMULATED[name], **options_of)
                 row(name, slowdown, max(1, round(count * options.scale)), measure)
     finally:
         for process in beside:

@@ -13,9 +13,15 @@ from cyclopts import App, CycloptsError
 
 from compress.errors import UserError
 
-COMMANDS = ("check", "plan", "run", "gate", "report", "methods", "doctor", "schema")
+COMMANDS = ("check", "plan", "run", "gate", "report", "bench", "methods", "doctor", "schema")
 MODELS = ("list", "show", "convert")
-MODULES = ("commands", "model_commands", "gate_command", "weights_command")  # a command is a function of one of them
+MODULES = (
+    "commands",
+    "model_commands",
+    "gate_command",
+    "weights_command",
+    "bench_command",
+)  # a command is a function of one of them
 GROUPS = {
     "models": ("Components: what comes with mdcompress, what each costs, other libraries' folders.", MODELS),
     "weights": ("The backbones of the standard LPIPS nets, pinned by SHA-256.", ("list", "add", "verify")),

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from eval import series
 from eval.metrics.latency import LatencyRatio
 
 MARGIN = 0.03  # what a gate on "no slower than before" allows: see docs/decisions/0014
@@ -43,3 +44,17 @@ def outcome(latency: LatencyRatio, limit: float) -> Outcome:
     advice = "measure longer, on one thread, or on a quieter host"
     return Outcome(state="undecided", text=f"{seen}: {noise}; {advice}")
 
+
+def outcome_ms(latency: LatencyRatio, limit: float) -> Outcome:
+    """Compare the candidate's own milliseconds with the most allowed."""
+    times = [time for time in latency.candidate_ms if time > 0]
+    if len(times) < 2 or len(times) < len(latency.candidate_ms) or not all(map(math.isfinite, times)):
+        return Outcome(state="fail", text=f"{len(times)} sound timings of the candidate are not a measurement")
+    _, logs = series.interval([math.log(time) for time in times], level=0.95, seed=0)
+    low, high = math.exp(logs.low), math.exp(min(logs.high, 700.0))
+    seen = f"{latency.medians_ms[1]:.4g} ms (95 % {low:.4g} to {high:.4g}, {latency.clock} time on {latency.host})"
+    if high <= limit:
+        return Outcome(state="pass", text=f"{seen} is within {limit:g} ms")
+    if low > limit:
+        return Outcome(state="fail", text=f"{seen} is above {limit:g} ms")
+    return Outcome(state="undecided", text=f"{seen}: the limit {limit:g} ms lies inside the interval")

@@ -18,7 +18,7 @@ from eval.errors import EvalError
 from eval.stats import Interval, Values
 
 TRIM = 0.4  # share cut off at either end: nearly the median, but smooth enough for a bootstrap
-FEWEST_FOR_BLOCKS = 20  # values from which an autocorrelation can be told
+FEWEST_FOR_BLOCKS = 40  # values from which an autocorrelation can be told
 LAST = 5  # values that no truncation may leave alone: their variance means nothing
 
 
@@ -75,7 +75,7 @@ def block_length(values: Values) -> int:
     if spectrum <= 0 or slope == 0:
         return 1
     best = (1.5 * (slope / spectrum) ** 2 * count) ** (1 / 3)
-    return int(min(max(1, math.ceil(best)), count // 4))
+    return int(min(max(1, math.ceil(best)), count // 8))
 
 
 def _window(correlation: np.ndarray, count: int, quiet: int) -> int:

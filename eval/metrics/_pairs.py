@@ -1,7 +1,7 @@
 """Pairs of calls: warmed up, in an order that favours neither side, the reference against itself among them.
 
-Source: randomised interleaving (Abedi and Brecht 2017, ICPE); both orders one after the other, ABBA or BAAB, as in weighing
-by double substitution, against drift and the place within a pair; the end of the warm-up as in eval.series.
+Source: randomised interleaving (Abedi and Brecht 2017, ICPE); both orders one after the other, ABBA or BAAB, as in
+weighing by double substitution, against drift and the place within a pair; the end of the warm-up as in eval.series.
 Differs: one pair in four is the reference against itself, so the noise floor is of the same minutes as the ratio.
 """
 
@@ -15,7 +15,7 @@ from eval.metrics._timing import Clock, Meter, Took, Work, is_processors, timed
 
 SHORTEST = 2e-4  # seconds of one timing; shorter calls are repeated, lest the clock's own cost be a part of the ratio
 EVERY = 5  # warm-up calls between looks at whether it has ended
-FEWEST_SAME = 5  # pairs of the reference with itself
+FEWEST_SAME = 7  # pairs of the reference with itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +31,14 @@ class WarmedUp:
 
 def warm_up(works: tuple[Work, Work], meter: Meter, *, seconds: float, most: int) -> WarmedUp:
     """Call both in turns until both are seen to be steady, or the time is over; two calls of each at least."""
-    end = meter.wall() + seconds
+    end = meter.budget() + seconds
     taken: tuple[list[Took], list[Took]] = ([], [])
     settled = False
     for done in range(1, most + 1):
         for work, calls in zip(works, taken, strict=True):
             calls.append(meter.took(work))
         settled = done % EVERY == 0 and all(_steady(calls) for calls in taken)
-        if settled or (done >= 2 and meter.wall() >= end):
+        if settled or (done >= 2 and meter.budget() >= end):
             break
     processor = meter.own is not None and all(is_processors(calls[len(calls) // 2 :]) for calls in taken)
     clock = meter.own if processor and meter.own is not None else meter.wall

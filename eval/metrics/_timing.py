@@ -2,9 +2,9 @@
 
 Source: clock_gettime(2), CLOCK_THREAD_CPUTIME_ID; the time that a thread was ready to run and had no processor, second
 number of /proc/thread-self/schedstat (Linux, Documentation/scheduler/sched-stats).
-Differs: on a shared machine most of a call's wall time is other people's. A thread whose wall time is its processor time
-plus its wait for a processor did nothing else, so its processor time is what it would take alone. A call that sleeps,
-waits for other threads or for an accelerator is told by what is left over, and timed by the wall.
+Differs: on a shared machine most of a call's wall time is other people's. A thread whose wall time is its processor
+time plus its wait for a processor did nothing else, so its processor time is what it would take alone. A call that
+sleeps, waits for other threads or for an accelerator is told by what is left over, and timed by the wall.
 """
 
 import os
@@ -39,6 +39,7 @@ class Meter:
     """The clocks that a measurement reads."""
 
     wall: Clock
+    budget: Clock  # what the budget is counted in
     own: Clock | None = None
     held: Clock | None = None
 
@@ -81,18 +82,23 @@ def positive(took: float) -> float:
 
 
 @contextmanager
-def meter(wall: Clock, threads: int) -> Iterator[Meter]:
+def meter(wall: Clock, threads: int, budget: Clock | None = None) -> Iterator[Meter]:
     """The clocks that this host has; the processor's only for the real clock and one thread."""
     tick = time.get_clock_info("thread_time").resolution if hasattr(time, "thread_time") else 1.0
     if wall is not time.perf_counter or threads != 1 or tick > FINEST:
-        yield Meter(wall=wall)
+        yield Meter(wall=wall, budget=budget or wall)
         return
     if not SCHEDULER.exists():
-        yield Meter(wall=wall, own=time.thread_time)
+        yield Meter(wall=wall, budget=budget or wall, own=time.thread_time)
         return
     file = os.open(SCHEDULER, os.O_RDONLY)
     try:
-        yield Meter(wall=wall, own=time.thread_time, held=lambda: int(os.pread(file, 200, 0).split()[1]) * 1e-9)
+        yield Meter(
+            wall=wall,
+            budget=budget or wall,
+            own=time.thread_time,
+            held=lambda: int(os.pread(file, 200, 0).split()[1]) * 1e-9,
+        )
     finally:
         os.close(file)
 

@@ -1,13 +1,12 @@
-"""The ratio of two latencies: interleaved pairs in one process, looked at a few times, with an interval that holds anyway.
+"""The ratio of two latencies: interleaved pairs in one process, looked at a few times, with an interval that holds.
 
-Source: log ratios of randomised interleaved pairs (eval.metrics._pairs), the mean of their middle fifth and
-its block-bootstrap interval (eval.series). Each of at most `LOOKS` looks has an interval of level 1 - 0.05 / LOOKS, so that all of them hold together
-with 95 % whatever their dependence (Bonferroni; a fixed spending of the error as in Lan and DeMets 1983, Biometrika 70).
-Where the candidate is c times the reference and the two are timed alike, the log ratio is symmetric about log c whatever
-the noise is, so the estimate has no bias.
-Differs: one thread is timed by its processor time where that is all that it needs (eval.metrics._timing), which a
-crowded machine disturbs by a tenth of what it does to the wall's. The budget is in wall time. An A/A run among the pairs
-records what the host calls no difference.
+Source: log ratios of randomised interleaved pairs (eval.metrics._pairs), the mean of their middle fifth and its
+block-bootstrap interval (eval.series). Each of at most `LOOKS` looks has an interval of level 1 - 0.05 / LOOKS, so all
+of them hold together with 95 % whatever their dependence (Bonferroni: the error is spent in equal parts, the simplest
+case of Lan and DeMets 1983, Biometrika 70). Where the candidate takes c times the reference's time and both are timed
+alike, the log ratio is symmetric about log c whatever the noise is, so the estimate has no bias.
+Differs: one thread is timed by its processor time where that is all that it needs (eval.metrics._timing); the budget
+is in wall time. An A/A run among the pairs records what the host calls no difference.
 Cost: `Sampling.seconds` at most, except that `min_pairs` pairs are always taken; less where the limits or the precision
 are clear before.
 
@@ -46,6 +45,7 @@ LOOKS = 6  # at 1/32, 1/16, ... 1 of the budget
 COARSE = 0.05  # half an interval, as a share of the ratio, that is enough where every limit is clear of it
 KEPT = 400  # pairs that a record holds, spread evenly over those taken
 
+NO_DIFFERENCE = Interval(low=1.0, high=1.0)
 Tell = Callable[[float], None]  # told the share of the budget that is spent
 
 
@@ -79,7 +79,7 @@ class LatencyRatio:
     threads: int
     host: str  # the device that measured
     runtime: str
-    same: Interval = Interval(low=1.0, high=1.0)  # of the A/A run
+    same: Interval = NO_DIFFERENCE  # of the A/A run
     clock: str = "wall"  # or "processor": of the calling thread
     cpus: tuple[int, ...] = ()  # that the calling thread was allowed to use; () where the system does not say
     warmup: int = 0  # calls of each, thrown away
@@ -101,6 +101,7 @@ def paired_ratio(
     clock: Clock = time.perf_counter,
     runtime: str = "torch",
     threads: int | None = None,
+    budget: Clock | None = None,
     tell: Tell | None = None,
 ) -> LatencyRatio:
     """Time two pieces of work against each other.
@@ -113,6 +114,7 @@ def paired_ratio(
         runtime: What executes both, for the record.
         threads: What the runtime was told to use, for the record; torch's own setting if not given. With one, the
             calling thread is kept on one processor meanwhile.
+        budget: Seconds that `sampling.seconds` is counted in, where `clock` is not what goes by here.
         tell: Told how much of the budget is spent, now and then.
 
     Raises:
@@ -122,8 +124,8 @@ def paired_ratio(
         raise EvalError(f"min_pairs {sampling.min_pairs} and max_pairs {sampling.max_pairs}: take 2 or more, in order")
     used = torch.get_num_threads() if threads is None else threads
     real = clock is time.perf_counter
-    with _timing.meter(clock, used) as meter, _timing.one_processor(real and used == 1) as cpus:
-        begun = meter.wall()
+    with _timing.meter(clock, used, budget) as meter, _timing.one_processor(real and used == 1) as cpus:
+        begun = meter.budget()
         warm = warm_up((reference, candidate), meter, seconds=sampling.seconds / 5, most=sampling.max_warmup)
         pairs = Pairs(
             reference=reference,
@@ -132,9 +134,9 @@ def paired_ratio(
             repeats=warm.repeats,
             random=np.random.default_rng(sampling.seed),
         )
-        started = (meter.wall(), time.thread_time() if warm.processor else 0.0)
+        started = (meter.budget(), time.thread_time() if warm.processor else 0.0)
         found, looks = _sampled(pairs, meter, sampling, end=begun + sampling.seconds, tell=tell)
-        wall = meter.wall() - started[0]
+        wall = meter.budget() - started[0]
         busy = 1 - (time.thread_time() - started[1]) / wall if warm.processor else 0.0
     return _record(pairs, found, warm, looks=looks, cpus=cpus, busy=busy, runtime=runtime, threads=used)
 
@@ -158,12 +160,12 @@ def _sampled(
     pairs: Pairs, meter: Meter, sampling: Sampling, *, end: float, tell: Tell | None
 ) -> tuple[tuple[float, Interval], int]:
     """Pairs until a look says that it is enough, or the budget is spent; and what the last look saw."""
-    begun = meter.wall()
+    begun = meter.budget()
     due = [begun + (end - begun) * 2.0**-step for step in range(LOOKS - 1, 0, -1)]
     looks, told = 0, begun
     while True:
         pairs.take()
-        now, taken = meter.wall(), len(pairs.different)
+        now, taken = meter.budget(), len(pairs.different)
         if tell and now - told > 0.5:
             tell(min(1.0, (now - begun) / max(end - begun, 1e-9)))
             told = now
