@@ -21,11 +21,15 @@ MODULES = (
     "gate_command",
     "weights_command",
     "bench_command",
+    "zoo_command",
 )  # a command is a function of one of them
 GROUPS = {
     "models": ("Components: what comes with mdcompress, what each costs, other libraries' folders.", MODELS),
     "weights": ("The backbones of the standard LPIPS nets, pinned by SHA-256.", ("list", "add", "verify")),
-    "zoo": ("A folder of variants that passed their gates.", ("add", "list", "show", "verify")),
+    "zoo": (
+        "A folder of variants that passed their gates.",
+        ("add", "list", "show", "diff", "verify", "pull", "promote"),
+    ),
 }
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO)

@@ -3,8 +3,9 @@
 import importlib.util
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Literal
+
+from compress import extras
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,35 +17,24 @@ class Finding:
     text: str
 
 
-REQUIRED = ("torch", "numpy", "safetensors", "pydantic", "ruamel.yaml", "cyclopts", "rich", "jinja2", "pillow")
-EXTRAS = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "lpips": ("stlpips-pytorch",),
-    "photographs": ("scikit-image", "scikit-learn"),
-}
+PRIVATE = ("dev", "demo", "export")  # extras that only name others
 
 
 def diagnose() -> tuple[Finding, ...]:
     """Versions of what is needed, the pip command for what is not there, and traps."""
     findings = [Finding(state="ok", what="python", text=sys.version.split()[0])]
-    for package in REQUIRED:
-        version = _version(package)
+    for package in extras.required():
+        version = extras.version(package)
         text = version or f"not installed: pip install {package}"
         findings.append(Finding(state="ok" if version else "problem", what=package, text=text))
-    for extra, packages in EXTRAS.items():
-        for package in packages:
-            version = _version(package)
+    for extra in extras.extras():
+        for package in () if extra in PRIVATE else extras.packages(extra):
+            version = extras.version(package)
             text = version or f"not installed: pip install 'mdcompress[{extra}]'"
-            findings.append(Finding(state="ok" if version else "missing", what=package, text=text))
+            what = f"{package} (for {extra})"
+            findings.append(Finding(state="ok" if version else "missing", what=what, text=text))
     findings += _traps()
     return tuple(findings)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _traps() -> list[Finding]:
@@ -55,7 +45,7 @@ def _traps() -> list[Finding]:
         except (RuntimeError, ImportError) as error:
             text = f"broken ({error}), and it breaks torchmetrics and diffusers too: pip uninstall torchvision"
             found.append(Finding(state="problem", what="torchvision", text=text))
-    cuda_build = "+cpu" not in (_version("torch") or "") and not _cuda()
+    cuda_build = "+cpu" not in (extras.version("torch") or "") and not _cuda()
     if cuda_build:
         text = (
             "a CUDA build without a GPU to use; the CPU build is smaller: install torch first, by its own pip command"

@@ -41,8 +41,12 @@ class Demands:
     baseline: Path | None
 
 
-def read_demands(name_or_path: str) -> Demands:
+def read_demands(name_or_path: str, *, baseline_given: bool = False) -> Demands:
     """Read a gates file, or take the gates of a recipe; every mistake at once.
+
+    Args:
+        name_or_path: the file, or the name of a recipe that comes with mdcompress.
+        baseline_given: whether something else than the file says what the baseline is.
 
     Raises:
         RecipeError: the message has every mistake, one a line.
@@ -55,7 +59,7 @@ def read_demands(name_or_path: str) -> Demands:
     reading = Reading(document)
     whole = reading.validated(WholeGates, reading.written, ())
     gates = [reading.validated(Gate, entry, ("gates", index)) for index, entry in enumerate(reading.listed("gates"))]
-    if reading.written.get("baseline") is None:
+    if reading.written.get("baseline") is None and not baseline_given:
         for index, gate in enumerate(gates):
             if gate and gate.against == "baseline":
                 reading.note(("gates", index, "against"), "there is no baseline; name it: baseline: FILE")

@@ -1,8 +1,9 @@
 """Recipe -> Plan: what will run, in which order, under which keys, and what it will cost; no weight is opened."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,16 @@ from torch import nn
 
 from compress import feeds, registry
 from compress import recipe as recipes
-from compress.components import check_variant, files_of, find, kind_of, read_arch
+from compress.components import beside, check_variant, files_of, find, kind_of, read_arch
 from compress.errors import UserError
 from compress.files import sha256
 from compress.nn import cost
 from compress.nn.affine import stored_bytes
 from compress.nn.qmodules import quantizable
-from compress.nn.structure import example_inputs
+from compress.nn.structure import Kind, example_inputs
 from compress.own_code import Code
 from compress.recipe import PlannedConfig, Recipe
-from compress.records import Arch, Needs, Prediction
+from compress.records import Arch, Held, Needs, Prediction
 from compress.store import code_digest, key_of
 
 
@@ -58,12 +59,13 @@ class Plan:
     recipe: Recipe
     digest: str  # of the recipe
     teacher: Path
-    companions: Mapping[str, Path]  # what its feed runs, by component
+    source: feeds.Source  # of its inputs
     teacher_key: str
     reference: Forecast
     stages: tuple[PlannedStage, ...]
     calibration_digest: str
     evaluation_digest: str
+    notes: tuple[str, ...] = ()  # what stands in for inputs that the component's family cannot give
     origins: tuple[Any, ...] = ()  # code of somebody's own that may build components
 
     @property
@@ -92,6 +94,7 @@ class Plan:
                 for stage in self.stages
             ],
             "export": [item.format for item in self.recipe.export],
+            "notes": list(self.notes),
         }
 
 
@@ -121,10 +124,14 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None, code: Code | No
     teacher = code.teacher or find(recipe.component, checkpoint)
     arch = read_arch(teacher, code.origins)
     check_variant(teacher, code.origins)
+    kind = kind_of(arch.kind)
+    _check_gates(recipe, kind)
     companions = _companions(recipe, arch, checkpoint, code)
     for companion in companions.values():
         check_variant(companion, code.origins)
-    digests, pixels = feeds.of(kind_of(arch.kind)).digests(recipe.data), recipe.data.evaluation.size
+    source = feeds.Source(arch=arch, folder=teacher, companions=companions, data=recipe.data, seed=recipe.seed)
+    feed, pixels = feeds.of(kind), recipe.data.evaluation.size
+    digests = feed.digests(source)
     teacher_key = key_of(
         {"teacher": _folder_digest(teacher), "companions": {n: _folder_digest(f) for n, f in companions.items()}}
     )
@@ -143,23 +150,24 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None, code: Code | No
         recipe=recipe,
         digest=recipes.digest(recipe),
         teacher=teacher,
-        companions=companions,
+        source=source,
         teacher_key=teacher_key,
         reference=_forecast(Prediction(ends=(arch,)), pixels),
         stages=tuple(stages),
         calibration_digest=digests["calibration"],
         evaluation_digest=digests["evaluation"],
+        notes=feed.notes(source),
         origins=code.origins,
     )
 
 
 def _companions(recipe: Recipe, arch: Arch, checkpoint: Path | None, code: Code) -> dict[str, Path]:
     """The folders of the components that the feed runs, found beside the component."""
-    kind = kind_of(arch.kind)
-    if kind.feed is None:
-        raise UserError(f"component: {recipe.component} is a {arch.kind}; recipes do not compress these so far")
-    feed, family = feeds.of(kind), recipe.component.rpartition("/")[0]
+    feed, family = feeds.of(kind_of(arch.kind)), recipe.component.rpartition("/")[0]
     found = {leaf: code.companion or find(f"{family}/{leaf}", checkpoint) for leaf in feed.COMPANIONS}
+    there = {leaf: beside(f"{family}/{leaf}", checkpoint) for leaf in feed.OPTIONAL}
+    there |= {"encoder": code.companion} if code.companion and "encoder" in there else {}
+    found |= {leaf: folder for leaf, folder in there.items() if folder is not None}
     archs = {leaf: read_arch(folder, code.origins) for leaf, folder in found.items()}
     for leaf, companion in archs.items():
         if companion.kind.rpartition(".")[2] != leaf:
@@ -171,17 +179,39 @@ def _companions(recipe: Recipe, arch: Arch, checkpoint: Path | None, code: Code)
     return found
 
 
+def _check_gates(recipe: Recipe, kind: Kind) -> None:
+    """Refuse metrics of pictures for a component that makes none."""
+    traits = [registry.metric_traits(name) for name in registry.metrics()]
+    pictures = {one.name for one in traits if one.of_images}
+    wrong = sorted({gate.metric for gate in recipe.gates} & pictures)
+    if wrong and kind.output != "image":
+        fitting = ", ".join(one.name for one in traits if not one.of_images)
+        raise UserError(
+            f"gates: {', '.join(wrong)} compare pictures, and {recipe.component} makes {kind.output}, which are "
+            f"compared with the uncompressed component's; metrics that fit: {fitting}"
+        )
+
+
 def _check_exports(recipe: Recipe, prediction: Prediction) -> None:
     """Ask each format whether it can hold what the stages will leave."""
     problems = [
         f"export {item.format}: {problem}"
         for item in recipe.export
-        for problem in registry.load(f"export.{item.format}").refuse(
-            prediction.weight_bits, prediction.granularity, prediction.activation_bits
-        )
+        for held in _held(prediction)
+        for problem in registry.load(f"export.{item.format}").refuse(held.bits, held.granularity, held.activation_bits)
     ]
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _held(prediction: Prediction) -> tuple[Held, ...]:
+    """Every way in which a layer may be held."""
+    first = Held(
+        bits=prediction.weight_bits,
+        granularity=prediction.granularity,
+        activation_bits=prediction.activation_bits,
+    )
+    return (first, *prediction.others)
 
 
 def _folder_digest(folder: Path) -> dict[str, str]:
@@ -213,7 +243,7 @@ def _forecast(prediction: Prediction, pixels: int) -> Forecast:
             module = kind.build(arch.config)
         measured = cost.measure(module, example_inputs(kind, arch.config, pixels))
         costs.append(measured)
-        stored.append(measured.weight_bytes - _bytes_saved(module, prediction))
+        stored += [measured.weight_bytes - saved for saved in _bytes_saved(module, prediction)]
     return Forecast(
         parameters=_span([c.parameters for c in costs]),
         macs=_span([c.macs for c in costs]),
@@ -225,13 +255,21 @@ def _span(values: list[int]) -> Span:
     return Span(low=min(values), high=max(values))
 
 
-def _bytes_saved(module: nn.Module, prediction: Prediction) -> int:
-    """What quantizing the weights will save: float32 weights against packed codes and their scales or tables."""
-    if prediction.granularity is None:
+def _bytes_saved(module: nn.Module, prediction: Prediction) -> tuple[int, int]:
+    """What quantizing the weights saves at least and at most: float32 against packed codes, scales and tables."""
+    layers = [
+        layer
+        for name, layer in quantizable(module).items()
+        if not any(fnmatchcase(name, pattern) for pattern in prediction.in_float)
+    ]
+    saved = [[_saved(layer.weight.shape, held) for held in _held(prediction)] for layer in layers]
+    least, most = sum(min(row) for row in saved), sum(max(row) for row in saved)
+    if prediction.bytes_per_weight is not None:
+        least = max(least, ceil((4 - prediction.bytes_per_weight) * sum(layer.weight.numel() for layer in layers)))
+    return least, most
+
+
+def _saved(shape: Sequence[int], held: Held) -> int:
+    if held.granularity is None:
         return 0
-    saved = 0
-    for name, layer in quantizable(module).items():
-        if not any(fnmatchcase(name, pattern) for pattern in prediction.in_float):
-            stored = stored_bytes(layer.weight.shape, bits=prediction.weight_bits, granularity=prediction.granularity)
-            saved += 4 * layer.weight.numel() - stored
-    return saved
+    return 4 * prod(shape) - stored_bytes(shape, bits=held.bits, granularity=held.granularity)

@@ -125,6 +125,15 @@ class StageResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A way in which layers may be held; 32 bits without a granularity mean float."""
+
+    bits: int
+    granularity: Any  # compress.nn.affine.Granularity, or None
+    activation_bits: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What a plan knows before anything runs: architectures that bound what the stages can end with, and bits."""
 
@@ -133,6 +142,8 @@ class Prediction:
     activation_bits: int = 32
     granularity: Any = None  # compress.nn.affine.Granularity of quantized weights
     in_float: tuple[str, ...] = ()  # patterns of layers that are not quantized
+    others: tuple[Held, ...] = ()  # how single layers may be held instead, where a method chooses for each
+    bytes_per_weight: float | None = None  # what quantized weights have at most, scales included, on average
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +152,7 @@ class Samples:
 
     names: tuple[str, ...]
     inputs: Inputs
-    truth: torch.Tensor | None  # pictures [n, 3, h, w] in [0, 1] that a perfect component would give back
+    truth: torch.Tensor | None  # pictures [n, 3, h, w] in [0, 1] that a perfect component would give back, if there are
     digest: str
 
 
@@ -152,3 +163,4 @@ class Feed:
     calibration: Callable[[], Inputs]
     sample: Callable[[int, int, int], Inputs]  # (step, batch, pixels) -> training inputs, same step same bits
     evaluation: Callable[[], Samples]
+    notes: tuple[str, ...] = ()  # what stands in for inputs that the component's family cannot give

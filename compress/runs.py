@@ -9,14 +9,14 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from compress import extras
 from compress.errors import UserError
 from compress.files import read_json, write_json, write_text
 
-PACKAGES = ("mdcompress", "torch", "onnx", "onnxruntime", "numpy", "safetensors", "stlpips-pytorch", "pillow")
+FORMATS = "export"  # the extra of every format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +108,5 @@ def environment() -> dict[str, str]:
     from eval.metrics import latency
 
     found = {"python": platform.python_version(), "host": latency.host(), "torch threads": str(torch.get_num_threads())}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    packages = (extras.DISTRIBUTION, *extras.required(), *extras.packages(FORMATS), *extras.packages("lpips"))
+    return found | {package: extras.version(package) or "not installed" for package in packages}

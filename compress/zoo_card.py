@@ -1,5 +1,10 @@
-"""The model card of a zoo entry, as Markdown: every number in it comes from card.json, none is typed."""
+"""The model card of a zoo entry, as Markdown: every number in it comes from card.json, none is typed.
 
+It opens with the front matter that model hubs read (huggingface.co/docs/hub/model-cards): licence, tags, and the scores
+as a model index.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +20,8 @@ PAIRED = ("psnr", "ssim", "lpips")
 
 def readme(card: Mapping[str, Any]) -> str:
     """README.md of an entry."""
-    lines = [f"# {card['name']}", "", f"A variant of `{card['component']}`. This page is made from card.json.", ""]
+    lines = [*_front_matter(card), f"# {card['name']}", ""]
+    lines += [f"A variant of `{card['component']}`. This page is made from card.json.", ""]
     if card["preview"]:
         lines += [
             f"![sample]({card['preview']})",
@@ -27,8 +33,25 @@ def readme(card: Mapping[str, Any]) -> str:
     lines += ["## Gates", "", *_table(("judged", "gate", "value", "limit", ""), [_gate(v) for v in card["verdicts"]])]
     files = [(name, f["bytes"], f"`{f['sha256']}`") for name, f in sorted(card["files"].items())]
     lines += ["## Files", "", *_table(("file", "bytes", "SHA-256"), files)]
+    lines += ["## Made with", "", *_table(("package", "version"), sorted(card["tools"].items()))]
+    lines += [f"Licence of the weights: {card['licence']}.", ""]
     lines += ["How it was made: recipe.yaml. To check it: `mdcompress zoo verify ZOO_DIR`.", ""]
     return "\n".join(lines)
+
+
+def _front_matter(card: Mapping[str, Any]) -> list[str]:
+    """YAML; every string is written as JSON, which YAML 1.2 reads as it is."""
+    formats = sorted({sample["format"] for sample in card["samples"]})
+    tags = ["mdcompress", "latent-diffusion", card["component"].rpartition("/")[2], *formats]
+    lines = ["---", f"license: {json.dumps(card['licence'])}", "library_name: mdcompress"]
+    lines += [f"base_model_name: {json.dumps(card['component'])}", "tags:", *(f"  - {json.dumps(tag)}" for tag in tags)]
+    scores = [(key, value) for key, value in sorted(card["facts"].items()) if key.endswith("_mean")]
+    if scores:
+        lines += ["model-index:", f"  - name: {json.dumps(card['name'])}", "    results:"]
+        lines += ["      - task: {type: text-to-image}", "        metrics:"]
+        for key, value in scores:
+            lines += [f"          - type: {key.removesuffix('_mean')}", f"            value: {json.dumps(value)}"]
+    return [*lines, "---", ""]
 
 
 def _facts(facts: Mapping[str, Any]) -> list[str]:

@@ -244,7 +244,7 @@ def test_tensor_files_keep_their_annotations(path: Path) -> None:
 def committed_texts() -> list[Path]:
     folders = (*PACKAGES, "recipes", "scripts", "tests", "docs", ".ci")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
-    found += [path for path in ROOT.iterdir() if path.is_file()]
+    found += [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]  # a worktree's
     binary = (".safetensors", ".pyc", ".png", ".jpg", ".onnx", ".npz", ".webp")
     return [path for path in found if path.suffix not in binary and path != Path(__file__)]
 

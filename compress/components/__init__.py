@@ -9,6 +9,7 @@ from compress.components._checkpoints import Checkpoint, locate, parts_of
 from compress.components._checkpoints import write as write_checkpoint
 from compress.components._entry import adopt_named
 from compress.components._folder import (
+    beside,
     check_variant,
     component_cost,
     cost_of,
@@ -23,6 +24,7 @@ from compress.components._folder import (
     weights_of,
 )
 from compress.components._kinds import arch_to_json, build, kind_of
+from compress.components._licence import licence_of
 from compress.components.foreign import adopt
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "adopt",
     "adopt_named",
     "arch_to_json",
+    "beside",
     "build",
     "check_variant",
     "component_cost",
@@ -38,6 +41,7 @@ __all__ = [
     "find",
     "has_weights",
     "kind_of",
+    "licence_of",
     "load",
     "load_variant",
     "locate",

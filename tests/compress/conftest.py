@@ -3,14 +3,26 @@
 import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
 import compress.distill
 import compress.export
 import compress.prune
 import compress.quantize
+from compress import zoo
 
+PASSED = {
+    "kind": "min",
+    "metric": "psnr",
+    "statistic": "mean",
+    "against": "reference",
+    "value": 31.5,
+    "limit": 30.0,
+    "passed": True,
+}
 HEAD = """from enum import StrEnum
 from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
@@ -64,3 +76,24 @@ def small_methods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def _is_method(name: str) -> bool:
     return any(name.startswith(f"{package.__name__}.") for package in FILES)
+
+
+@pytest.fixture
+def toy_entry(tmp_path: Path) -> zoo.Entry:
+    """An entry whose one file is a factor, for runtimes that multiply."""
+    source = tmp_path / "built" / "model.toy"
+    source.parent.mkdir()
+    source.write_text("factor 2.0")
+    x = torch.linspace(0, 0.5, 12).reshape(1, 3, 2, 2)
+    return zoo.Entry(
+        name="decoder/d4_w8a8",
+        component="md-tiny/decoder",
+        files={"model.toy": source},
+        samples=(zoo.Sample(file="model.toy", format="toy", inputs=(x,), output=x * 2),),
+        recipe="schema: 1\n",
+        verdicts=(dict(PASSED),),
+        facts={"parameters": 123, "psnr_db": 31.5, "note": "a|b"},
+        licence="apache-2.0",
+        tools={"torch": "2.13.0"},
+        preview_png=b"\x89PNG",
+    )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress import diagnosis, evaluation, pipeline
+from compress import evaluation, extras, pipeline
 from compress.cli import COMMANDS, GROUPS, main
 from compress.prune import width
 
@@ -447,12 +447,12 @@ class TestLookups:
         findings = {finding["what"]: finding for finding in json.loads(out)}
         assert code == (2 if any(finding["state"] == "problem" for finding in findings.values()) else 0)
         assert findings["torch"]["text"] == torch.__version__
-        real = diagnosis._version
-        monkeypatch.setattr(diagnosis, "_version", lambda name: None if name in ("onnx", "rich") else real(name))
+        real = extras.version
+        monkeypatch.setattr(extras, "version", lambda name: None if name in ("onnx", "rich") else real(name))
         code, out, _ = run("doctor")
         assert code == 2
         assert "problem  rich: not installed: pip install rich" in out
-        assert "missing  onnx: not installed: pip install 'mdcompress[onnx]'" in out
+        assert "missing  onnx (for onnx): not installed: pip install 'mdcompress[onnx]'" in out
 
     def test_report_and_zoo_without_anything_there(self, run: Run, tmp_path: Path) -> None:
         mistake(run("report", tmp_path), "holds no finished run", "mdcompress run")

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from compress import extras
 from compress.errors import UserError
-from compress.runs import PACKAGES, Event, RunFolder, environment
+from compress.runs import Event, RunFolder, environment
 
 PLAN = {"recipe": "decoder/d4"}
 
@@ -25,7 +26,7 @@ def test_a_new_run_writes_down_what_it_is(run):
     assert run.status["state"] == "running" and run.status["recipe"] == "decoder/d4"
     assert (run.root / "recipe.yaml").read_text() == "schema: 1\n"
     assert json.loads((run.root / "plan.json").read_text()) == PLAN
-    assert json.loads((run.root / "environment.json").read_text()).keys() >= {"python", "host", *PACKAGES}
+    assert json.loads((run.root / "environment.json").read_text()).keys() >= {"python", "host", *extras.required()}
 
 
 def test_the_same_recipe_goes_on(run):
