@@ -67,7 +67,7 @@ _LIMITS = ("min", "max", "max_drop", "max_rise", "max_ratio")
         ),
         (
             "{metric: psnr, max_drop: 0.5, undecided: pass}",
-            "8:39: gates.0.undecided: only latency can be undecided; leave it out",
+            "8:35: gates.0.undecided: only latency can be undecided; leave it out",
         ),
         (
             "{metric: latency, max_ratio: 0}",
