@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- numbers of make demo: start -->", "<!-- numbers of make demo: end -->"
 
 
 def table(run: Path) -> str:
@@ -42,12 +41,16 @@ def table(run: Path) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def put(what: str, block: str) -> None:
+    """Write a block between the two markers of its name."""
+    start, end = f"<!-- numbers of {what}: start -->", f"<!-- numbers of {what}: end -->"
     readme = ROOT / "README.md"
     text = readme.read_text()
-    block = f"{START}\n{table(Path(sys.argv[1]))}\n{END}"
-    readme.write_text(re.sub(f"{re.escape(START)}.*{re.escape(END)}", lambda _: block, text, flags=re.S))
+    if start not in text or end not in text:
+        raise SystemExit(f"README.md has no markers {start} ... {end}")
+    whole = f"{re.escape(start)}.*{re.escape(end)}"
+    readme.write_text(re.sub(whole, lambda _: f"{start}\n{block}\n{end}", text, flags=re.S))
 
 
 if __name__ == "__main__":
-    main()
+    put("make demo", table(Path(sys.argv[1])))
