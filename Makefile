@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	MDCOMPRESS_CACHE=.demo/store $(BIN)/mdcompress run decoder/d4_c50_kd_w8a8 --out .demo/run --zoo .demo/zoo
 
 zoo: $(VENV)/.dev
-	$(BIN)/python scripts/make_zoo.py --zoo zoo --readme
+	$(BIN)/python scripts/make_zoo.py --zoo zoo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

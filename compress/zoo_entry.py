@@ -10,12 +10,14 @@ from compress import components, extras
 from compress.errors import UserError
 from compress.evaluation import Measured
 from compress.export_stage import Exported
-from compress.files import read_json, write_bytes, write_json, write_tensors
+from compress.files import parts_of, read_json, write_bytes, write_json, write_tensors
 from compress.nn.batches import named, take, unnamed
 from compress.nn.qmodules import quantized
 from compress.plan import Plan
 from compress.records import Variant
-from compress.reporting import mean_of, pixels
+from compress.report_pictures import pixels
+from compress.reporting import mean_of
+from compress.rivals import conditions
 from compress.zoo import Entry, Sample
 
 SAMPLES = 2
@@ -94,7 +96,11 @@ def entry_from_run(root: Path) -> Entry:
     return Entry(
         name=plan["recipe"],
         component=plan["component"],
-        files={s["file"]: root / "artifacts" / s["file"] for s in described["samples"]},
+        files={
+            part.relative_to(root / "artifacts").as_posix(): part
+            for s in described["samples"]
+            for part in parts_of(root / "artifacts" / s["file"])
+        },
         samples=tuple(samples),
         recipe=(root / "recipe.yaml").read_text(encoding="utf-8"),
         verdicts=tuple(verdicts),
@@ -130,7 +136,7 @@ def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | f
         ours = mean_of(first.measurements, metric)
         if ours is not None:
             facts[f"{metric}_mean"] = round(ours, 4)
-    return facts
+    return facts | conditions(measured, first.measurements)
 
 
 def _tools(formats: Sequence[str]) -> dict[str, str]:

@@ -1,54 +1,43 @@
-"""Run recipes in every format that can hold what they make, into one zoo, and print what each format gives.
+"""Run recipes in every format that can hold what they make, into one zoo.
 
-    python scripts/make_zoo.py --zoo zoo [--work .zoo] [--formats onnx litert] [--readme] [RECIPE ...]
+    python scripts/make_zoo.py --zoo zoo [--work .zoo] [--formats onnx litert] [RECIPE ...]
 
 A format that cannot hold a variant, or whose file fails a gate, is left out and named with the reason. Where the zoo is
 there already, the digests of its files and samples are compared with the new ones: 0 where all are the same, 1 where one
-is not (cards and verdicts hold timings, which are taken anew). --readme writes the table into README.md.
+is not (cards and verdicts hold timings, which are taken anew). benchmarks/formats.py prints the table of all formats.
 """
 
 import argparse
-import json
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from readme_table import put
-
 from compress import drawing, recipe, registry
 from compress.errors import UserError
-from compress.files import size_of
 from compress.pipeline import run_plan
 from compress.plan import make_plan
 from compress.store import Store
 from compress.zoo_index import INDEX, read_index
 
 TIMED = ("card.json", "README.md", "verdicts.json")  # hold latencies, which no two runs share
-COLUMNS = ("recipe", "format", "bytes", "parity, dB", "LPIPS", "latency ratio", "partitions")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What one format made of one recipe's variant; or why it is left out."""
-
-    recipe: str
-    format: str
-    cells: tuple[str, ...] = ()
-    problem: str = ""
-
-
-def formats_that_hold(base: recipe.Recipe, wanted: list[str]) -> tuple[list[str], list[Row]]:
-    """Formats whose plan is accepted, and a row for each that is refused."""
-    held, refused = [], []
+def formats_that_hold(base: recipe.Recipe, wanted: list[str]) -> list[str]:
+    """Formats whose plan is accepted; the others are named."""
+    held = []
     for name in wanted:
         try:
             make_plan(with_formats(base, [name]))
             held.append(name)
         except UserError as error:
-            refused.append(Row(recipe=base.name, format=name, problem=str(error).splitlines()[0]))
-    return held, refused
+            left_out(base.name, name, str(error).splitlines()[0])
+    return held
+
+
+def left_out(recipe_name: str, format_name: str, reason: str) -> None:
+    print(f"left out: {recipe_name} in {format_name}: {reason}", flush=True)
 
 
 def with_formats(base: recipe.Recipe, names: list[str]) -> recipe.Recipe:
@@ -61,9 +50,9 @@ def with_formats(base: recipe.Recipe, names: list[str]) -> recipe.Recipe:
     return replace(base, export=tuple(made))
 
 
-def built(base: recipe.Recipe, names: list[str], work: Path, zoo: Path) -> list[Row]:
-    """Run until every format that is left passes; a row for each format."""
-    left, dropped = list(names), []
+def build(base: recipe.Recipe, names: list[str], work: Path, zoo: Path) -> None:
+    """Run until every format that is left passes; a format that fails a gate is left out."""
+    left = list(names)
     while left:
         chosen = with_formats(base, left)
         out = work / base.name
@@ -78,47 +67,13 @@ def built(base: recipe.Recipe, names: list[str], work: Path, zoo: Path) -> list[
                 recipe_text=recipe.to_yaml(chosen),
             )
         if done.passed:
-            return [*rows_of(out, base.name, left), *dropped]
+            return
         failed = {v.subject.partition(" ")[0]: v.reason for v in done.verdicts if not v.passed}
         if "variant" in failed:
             raise SystemExit(f"{base.name}: the variant itself failed: {failed['variant']}")
-        dropped += [Row(recipe=base.name, format=name, problem=failed[name]) for name in left if name in failed]
+        for name in failed:
+            left_out(base.name, name, failed[name])
         left = [name for name in left if name not in failed]
-    return dropped
-
-
-def rows_of(out: Path, name: str, formats: list[str]) -> list[Row]:
-    """The numbers of a run that passed, by format."""
-    verdicts = json.loads((out / "verdicts.json").read_text())
-    measured = [json.loads(line) for line in (out / "measurements.jsonl").read_text().splitlines()]
-    rows = []
-    for form in formats:
-        exporter = registry.load(f"export.{form}")
-        (path,) = (p for p in (out / "artifacts").iterdir() if p.suffix == exporter.SUFFIX)
-        parity = [v for v in verdicts if v["subject"] == f"{form} to torch" and v["metric"] in ("psnr", "sqnr")]
-        latency = [v for v in verdicts if v["subject"] == form and v["metric"] == "latency"]
-        lpips = [m["values"] for m in measured if (m["subject"], m["metric"], m["of"]) == (form, "lpips", "candidate")]
-        cells = (
-            f"{size_of(path):,}",
-            "exact" if parity[0].get("exact") else f"{parity[0]['value']:.1f}",
-            f"{sum(lpips[0]) / len(lpips[0]):.4f}" if lpips else "",
-            f"{latency[0]['value']:.2f}" if latency and latency[0]["value"] is not None else "not measured",
-            str(exporter.partitions(path)) if hasattr(exporter, "partitions") else "",
-        )
-        rows.append(Row(recipe=name, format=form, cells=cells))
-    return rows
-
-
-def markdown(rows: list[Row], host: str) -> str:
-    """The table, what was left out, and where it was measured."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    lines += [f"| {' | '.join((f'`{r.recipe}`', r.format, *r.cells))} |" for r in rows if r.cells]
-    lines += ["", *(f"- `{r.recipe}` in {r.format}: left out, {r.problem}" for r in rows if not r.cells)]
-    lines += [
-        "",
-        f"Parity to the torch variant on the worst picture; latency over the float teacher's file, on {host}.",
-    ]
-    return "\n".join(lines)
 
 
 def digests(zoo: Path) -> dict[str, str]:
@@ -146,26 +101,17 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(".zoo"), help="runs and the stage cache")
     parser.add_argument("--formats", nargs="+", default=[n.removeprefix("export.") for n in registry.names("export")])
-    parser.add_argument("--readme", action="store_true")
     arguments = parser.parse_args()
     before = digests(arguments.zoo) if (arguments.zoo / INDEX).is_file() else None
     fresh = arguments.work / "zoo"
     shutil.rmtree(fresh, ignore_errors=True)
-    rows: list[Row] = []
     for name in arguments.recipes:
         base = recipe.read_recipe(recipe.find(name))
-        held, refused = formats_that_hold(base, arguments.formats)
-        rows += built(base, held, arguments.work, fresh) + refused
+        build(base, formats_that_hold(base, arguments.formats), arguments.work, fresh)
     after = digests(fresh)
     if before != after:
         shutil.rmtree(arguments.zoo, ignore_errors=True)
         shutil.copytree(fresh, arguments.zoo)
-    from eval.metrics import latency
-
-    table = markdown(rows, latency.host())
-    print(table)
-    if arguments.readme:
-        put("formats", table)
     sys.exit(0 if before is None else compared(before, after))
 
 
