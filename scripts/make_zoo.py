@@ -71,8 +71,8 @@ def build(base: recipe.Recipe, names: list[str], work: Path, zoo: Path) -> None:
         failed = {v.subject.partition(" ")[0]: v.reason for v in done.verdicts if not v.passed}
         if "variant" in failed:
             raise SystemExit(f"{base.name}: the variant itself failed: {failed['variant']}")
-        for name in failed:
-            left_out(base.name, name, failed[name])
+        for name, reason in failed.items():
+            left_out(base.name, name, reason)
         left = [name for name in left if name not in failed]
 
 
@@ -91,7 +91,8 @@ def compared(before: dict[str, str], after: dict[str, str]) -> int:
     differing = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     for name in differing:
         print(f"differs: {name}")
-    print(f"{len(after) - len(differing)} of {len(before.keys() | after.keys())} files as they were")
+    total = len(before.keys() | after.keys())
+    print(f"{total - len(differing)} of {total} files as they were")
     return 1 if differing else 0
 
 
