@@ -1,10 +1,14 @@
-"""Photographs through teacher and variant, measured: what the gates then judge."""
+"""Evaluation samples through teacher and variant, measured: what the gates then judge.
+
+Pictures are measured against the photographs, and where a gate asks for it against the teacher's pictures. Of any other
+tensor (latents, predictions, hidden states) there is no other truth than the teacher's.
+"""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -23,8 +27,10 @@ from compress.store import ROOT, Store, key_of
 from eval import compare, gates
 from eval.metrics import latency
 
-BATCH = 2  # photographs measured at once
-ALWAYS = compare.Metric(name="psnr")
+BATCH = 2  # samples measured at once
+PICTURES = (compare.Metric(name="psnr"),)  # measured whatever the gates ask
+MAPS = (compare.Metric(name="sqnr"),)  # of latents and predictions [n, c, h, w]
+VECTORS = (*MAPS, compare.Metric(name="cosine"))  # of hidden states [n, t, c]
 JUDGED_LATENCY_SECONDS = 12.0  # per comparison that a gate judges
 
 
@@ -33,10 +39,28 @@ class Basis:
     """What candidates are judged on: the evaluation samples, and what the teacher makes of them."""
 
     names: tuple[str, ...]
-    truth: torch.Tensor  # [n, 3, h, w] in [0, 1]
+    truth: torch.Tensor | None  # [n, 3, h, w] in [0, 1] of a component that makes pictures
     inputs: Inputs  # of the component, e.g. latents [n, z, h/8, w/8]
-    reference: torch.Tensor  # [n, 3, h, w]
+    reference: torch.Tensor  # [n, 3, h, w], or whatever tensors the component makes
     digest: str
+
+    @property
+    def takes(self) -> Literal["images", "tensors"]:
+        """What metrics of its outputs are measured of."""
+        return "tensors" if self.truth is None else "images"
+
+    @property
+    def usual(self) -> tuple[compare.Metric, ...]:
+        """What is measured of every stage."""
+        if self.truth is not None:
+            return PICTURES
+        return VECTORS if self.reference.dim() == 3 else MAPS
+
+    @property
+    def shape(self) -> str:
+        """Of one sample: "256x256" of pictures, the first input's axes of anything else."""
+        sizes = self.inputs[0].shape[1:] if self.truth is None else reversed(self.truth.shape[2:])
+        return "x".join(map(str, sizes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +106,14 @@ def feed_of(plan: Plan) -> Feed:
     kind = kind_of(read_arch(plan.teacher, plan.origins).kind)
 
     def load(companion: str) -> nn.Module:
-        return load_variant(plan.companions[companion], origins=plan.origins).module
+        return load_variant(plan.source.companions[companion], origins=plan.origins).module
 
-    return cast("Feed", feeds.of(kind).feed(plan.recipe.data, load, plan.recipe.seed))
+    return cast("Feed", feeds.of(kind).feed(plan.source, load))
 
 
 def prepare(feed: Feed, teacher: nn.Module) -> Basis:
-    """Load and encode the evaluation photographs, and run the teacher on them."""
+    """Load the evaluation samples, and run the teacher on them."""
     found = feed.evaluation()
-    if found.truth is None:
-        raise UserError("only components that make pictures can be judged so far")
     return Basis(
         names=found.names,
         truth=found.truth,
@@ -129,32 +151,40 @@ def complete(
     """Everything that the gates ask of a candidate: to the photographs, the teacher to them, and to the teacher.
 
     Args:
-        basis: What was decoded.
-        candidate: The candidate's pictures [n, 3, h, w].
+        basis: What it was run on.
+        candidate: What it made [n, ...].
         wanted: The gates.
-        teacher: The teacher's own measurements against the photographs.
+        teacher: The teacher's own measurements (`own_metrics`).
         to_truth: The candidate's, where they were taken before.
     """
-    metrics = image_metrics(wanted)
-    ours = tuple(to_truth) or measure(basis, candidate, metrics, "ground_truth")
+    ours = tuple(to_truth) or measure(basis, candidate, own_metrics(basis, wanted))
+    if basis.truth is None:
+        return ours
+    tensors = gates.metrics_of(wanted, takes="tensors")
     direct = [spec for spec in wanted if (spec.of, spec.against) == ("candidate", "reference") and _absolute(spec)]
     to_teacher = measure(basis, candidate, gates.metrics_of(direct), "reference") if direct else ()
-    return (*ours, *(replace(m, of="reference") for m in teacher), *to_teacher)
+    as_tensors = _to_teacher(basis, candidate, tensors) if tensors else ()
+    return (*ours, *(replace(m, of="reference") for m in teacher), *to_teacher, *as_tensors)
 
 
 def _absolute(spec: gates.GateSpec) -> bool:
     return spec.min is not None or spec.max is not None
 
 
-def image_metrics(wanted: Sequence[gates.GateSpec]) -> tuple[compare.Metric, ...]:
-    """PSNR and every image metric that a gate names, once each."""
-    return tuple(dict.fromkeys((ALWAYS, *gates.metrics_of(wanted))))
+def own_metrics(basis: Basis, wanted: Sequence[gates.GateSpec]) -> tuple[compare.Metric, ...]:
+    """The usual ones and every metric of such outputs that a gate names, once each."""
+    return tuple(dict.fromkeys((*basis.usual, *gates.metrics_of(wanted, takes=basis.takes))))
 
 
 def measure(
-    basis: Basis, candidate: torch.Tensor, metrics: Sequence[compare.Metric], against: compare.Against
+    basis: Basis,
+    candidate: torch.Tensor,
+    metrics: Sequence[compare.Metric],
+    against: compare.Against = "ground_truth",
 ) -> tuple[compare.Measurement, ...]:
-    """The candidate's pictures against the photographs, or against the teacher's pictures."""
+    """The candidate's pictures against the photographs or the teacher's; its other outputs against the teacher's."""
+    if basis.truth is None:
+        return _to_teacher(basis, candidate, metrics)
     pairs: list[tuple[compare.Of, compare.Against]] = [("candidate", against)]
     return compare.joined(
         compare.compare(ground_truth=truth, reference=reference, candidate=mine, metrics=metrics, pairs=pairs)
@@ -164,10 +194,20 @@ def measure(
     )
 
 
-def measured_once(
-    store: Store, key: str, basis: Basis, metrics: Sequence[compare.Metric], module: nn.Module
+def _to_teacher(
+    basis: Basis, candidate: torch.Tensor, metrics: Sequence[compare.Metric]
 ) -> tuple[compare.Measurement, ...]:
-    """`measure` against the photographs, kept in the store under what was measured, on what, by which code."""
+    return compare.joined(
+        compare.compare_tensors(reference, mine, metrics)
+        for reference, mine in zip(basis.reference.split(BATCH), candidate.split(BATCH), strict=True)
+    )
+
+
+def measured_once(
+    store: Store, keys: tuple[str, str], basis: Basis, metrics: Sequence[compare.Metric], module: nn.Module
+) -> tuple[compare.Measurement, ...]:
+    """`measure`, kept in the store under what was measured, on what, by which code."""
+    key, teacher = keys
     code = {
         str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
         for path in sorted((ROOT / "eval").rglob("*.py"))
@@ -176,7 +216,8 @@ def measured_once(
     stored = key_of(
         {
             "measured": key,
-            "photographs": basis.digest,
+            "samples": basis.digest,
+            "reference": None if basis.truth is not None else teacher,
             "metrics": [[m.name, m.net] for m in metrics],
             "code": code,
             "torch": torch.__version__,
@@ -184,8 +225,8 @@ def measured_once(
     )
 
     def build(folder: Path) -> None:
-        decoded = outputs(module, basis.inputs)
-        rows = [compare.to_json(m) for m in measure(basis, decoded, metrics, "ground_truth")]
+        made = outputs(module, basis.inputs)
+        rows = [compare.to_json(m) for m in measure(basis, made, metrics)]
         (folder / "measurements.json").write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
 
     folder = store.get(stored) or store.put(stored, build)

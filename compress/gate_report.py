@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compress.files import write_json, write_text
-from compress.reporting import mean_of, pixels, values_of, verdict_row
+from compress.reporting import per_sample, pixels, quality_facts, values_of, verdict_row
 from compress.runs import environment
 from compress.standalone_gate import Case, Judged
 from eval import compare, gates, junit, summary
@@ -38,28 +38,17 @@ def _report(judged: Sequence[Judged], case: Case, title: str) -> records.Report:
         lpips_net=next((m.net for m in measurements if m.metric == "lpips"), None),
         pictures=_pictures(first, case),
         latency=_latency(first),
-        per_image=records.PerImage(
-            names=case.basis.names,
-            reference_db=values_of(measurements, "psnr", "reference"),
-            candidate_db=values_of(measurements, "psnr"),
-        ),
+        per_image=per_sample(case.basis, measurements),
         environment=environment(),
+        notes=case.plan.notes,
     )
 
 
 def _facts(judged: Judged) -> tuple[records.Fact, ...]:
     taken = judged.taken
     sizes = taken.sizes
-    facts = [
-        records.Fact(label="Size", unit="bytes", reference=sizes.reference_bytes, variant=sizes.candidate_bytes),
-    ]
-    for metric, unit in (("psnr", "dB"), ("lpips", "")):
-        ours = mean_of(taken.measurements, metric)
-        if ours is not None:
-            theirs = mean_of(taken.measurements, metric, "reference")
-            label = f"{metric.upper()} to ground truth"
-            facts.append(records.Fact(label=label, unit=unit, reference=theirs, variant=ours))
-    return tuple(facts)
+    size = records.Fact(label="Size", unit="bytes", reference=sizes.reference_bytes, variant=sizes.candidate_bytes)
+    return (size, *quality_facts(taken.measurements))
 
 
 def _latency(judged: Judged) -> records.LatencySamples | None:
@@ -81,7 +70,7 @@ def _latency(judged: Judged) -> records.LatencySamples | None:
 def _pictures(judged: Judged, case: Case) -> tuple[records.Picture, ...]:
     """The photographs on which the candidate lost least, a median amount, and most against the reference."""
     basis, made = case.basis, judged.taken.outputs
-    if made.shape != basis.truth.shape:
+    if basis.truth is None or made.shape != basis.truth.shape:
         return ()
     ours = values_of(judged.taken.measurements, "psnr")
     theirs = values_of(judged.taken.measurements, "psnr", "reference")

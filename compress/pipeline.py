@@ -161,11 +161,13 @@ def _summary(
     """One stage's variant, measured; the last one with everything that the gates ask for."""
     module, example = item.variant.module, take(basis.inputs, 0, 1)
     specs = evaluation.specs(job.plan.recipe.gates)
-    measurements = evaluation.measured_once(job.store, item.key, basis, evaluation.image_metrics(specs), module)
+    measurements = evaluation.measured_once(
+        job.store, (item.key, job.plan.teacher_key), basis, evaluation.own_metrics(basis, specs), module
+    )
     if last:
-        pictures = outputs(module, basis.inputs)
+        made = outputs(module, basis.inputs)
         teacher = before[0].measurements if before else measurements
-        measurements = evaluation.complete(basis, pictures, specs, teacher, measurements)
+        measurements = evaluation.complete(basis, made, specs, teacher, measurements)
     taken = None
     if before:
         seconds = STAGE_LATENCY_SECONDS if not last or job.plan.recipe.export else evaluation.JUDGED_LATENCY_SECONDS

@@ -1,6 +1,5 @@
 """Recipe -> Plan: what will run, in which order, under which keys, and what it will cost; no weight is opened."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,13 +10,13 @@ from torch import nn
 
 from compress import feeds, registry
 from compress import recipe as recipes
-from compress.components import check_variant, files_of, find, kind_of, read_arch
+from compress.components import beside, check_variant, files_of, find, kind_of, read_arch
 from compress.errors import UserError
 from compress.files import sha256
 from compress.nn import cost
 from compress.nn.affine import stored_bytes
 from compress.nn.qmodules import quantizable
-from compress.nn.structure import example_inputs
+from compress.nn.structure import Kind, example_inputs
 from compress.own_code import Code
 from compress.recipe import PlannedConfig, Recipe
 from compress.records import Arch, Needs, Prediction
@@ -58,12 +57,13 @@ class Plan:
     recipe: Recipe
     digest: str  # of the recipe
     teacher: Path
-    companions: Mapping[str, Path]  # what its feed runs, by component
+    source: feeds.Source  # of its inputs
     teacher_key: str
     reference: Forecast
     stages: tuple[PlannedStage, ...]
     calibration_digest: str
     evaluation_digest: str
+    notes: tuple[str, ...] = ()  # what stands in for inputs that the component's family cannot give
     origins: tuple[Any, ...] = ()  # code of somebody's own that may build components
 
     @property
@@ -92,6 +92,7 @@ class Plan:
                 for stage in self.stages
             ],
             "export": [item.format for item in self.recipe.export],
+            "notes": list(self.notes),
         }
 
 
@@ -121,10 +122,14 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None, code: Code | No
     teacher = code.teacher or find(recipe.component, checkpoint)
     arch = read_arch(teacher, code.origins)
     check_variant(teacher, code.origins)
+    kind = kind_of(arch.kind)
+    _check_gates(recipe, kind)
     companions = _companions(recipe, arch, checkpoint, code)
     for companion in companions.values():
         check_variant(companion, code.origins)
-    digests, pixels = feeds.of(kind_of(arch.kind)).digests(recipe.data), recipe.data.evaluation.size
+    source = feeds.Source(arch=arch, folder=teacher, companions=companions, data=recipe.data, seed=recipe.seed)
+    feed, pixels = feeds.of(kind), recipe.data.evaluation.size
+    digests = feed.digests(source)
     teacher_key = key_of(
         {"teacher": _folder_digest(teacher), "companions": {n: _folder_digest(f) for n, f in companions.items()}}
     )
@@ -143,23 +148,24 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None, code: Code | No
         recipe=recipe,
         digest=recipes.digest(recipe),
         teacher=teacher,
-        companions=companions,
+        source=source,
         teacher_key=teacher_key,
         reference=_forecast(Prediction(ends=(arch,)), pixels),
         stages=tuple(stages),
         calibration_digest=digests["calibration"],
         evaluation_digest=digests["evaluation"],
+        notes=feed.notes(source),
         origins=code.origins,
     )
 
 
 def _companions(recipe: Recipe, arch: Arch, checkpoint: Path | None, code: Code) -> dict[str, Path]:
     """The folders of the components that the feed runs, found beside the component."""
-    kind = kind_of(arch.kind)
-    if kind.feed is None:
-        raise UserError(f"component: {recipe.component} is a {arch.kind}; recipes do not compress these so far")
-    feed, family = feeds.of(kind), recipe.component.rpartition("/")[0]
+    feed, family = feeds.of(kind_of(arch.kind)), recipe.component.rpartition("/")[0]
     found = {leaf: code.companion or find(f"{family}/{leaf}", checkpoint) for leaf in feed.COMPANIONS}
+    there = {leaf: beside(f"{family}/{leaf}", checkpoint) for leaf in feed.OPTIONAL}
+    there |= {"encoder": code.companion} if code.companion and "encoder" in there else {}
+    found |= {leaf: folder for leaf, folder in there.items() if folder is not None}
     archs = {leaf: read_arch(folder, code.origins) for leaf, folder in found.items()}
     for leaf, companion in archs.items():
         if companion.kind.rpartition(".")[2] != leaf:
@@ -169,6 +175,19 @@ def _companions(recipe: Recipe, arch: Arch, checkpoint: Path | None, code: Code)
             )
     feed.check(arch, archs)
     return found
+
+
+def _check_gates(recipe: Recipe, kind: Kind) -> None:
+    """Refuse metrics of pictures for a component that makes none."""
+    traits = [registry.metric_traits(name) for name in registry.metrics()]
+    pictures = {one.name for one in traits if one.of_images}
+    wrong = sorted({gate.metric for gate in recipe.gates} & pictures)
+    if wrong and kind.output != "image":
+        fitting = ", ".join(one.name for one in traits if not one.of_images)
+        raise UserError(
+            f"gates: {', '.join(wrong)} compare pictures, and {recipe.component} makes {kind.output}, which are "
+            f"compared with the uncompressed component's; metrics that fit: {fitting}"
+        )
 
 
 def _check_exports(recipe: Recipe, prediction: Prediction) -> None:

@@ -151,7 +151,7 @@ class Samples:
 
     names: tuple[str, ...]
     inputs: Inputs
-    truth: torch.Tensor | None  # pictures [n, 3, h, w] in [0, 1] that a perfect component would give back
+    truth: torch.Tensor | None  # pictures [n, 3, h, w] in [0, 1] that a perfect component would give back, if there are
     digest: str
 
 
@@ -162,3 +162,4 @@ class Feed:
     calibration: Callable[[], Inputs]
     sample: Callable[[int, int, int], Inputs]  # (step, batch, pixels) -> training inputs, same step same bits
     evaluation: Callable[[], Samples]
+    notes: tuple[str, ...] = ()  # what stands in for inputs that the component's family cannot give

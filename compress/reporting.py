@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress.evaluation import Job, Measured, StageSummary
+from compress.evaluation import Basis, Job, Measured, StageSummary
 from compress.export_stage import Exported
 from compress.nn.batches import outputs, take
 from compress.records import Inputs, Variant
 from compress.runs import environment
-from eval import gates
+from eval import gates, metrics
 from eval.compare import Measurement
 from eval.report import page, records
 
@@ -57,25 +57,26 @@ def write_report(
         ),
         pictures=_pictures(measured, shipped, measurements, variant),
         latency=_latency(measured, shipped),
-        per_image=_per_image(measured, measurements),
+        per_image=per_sample(measured.basis, measurements),
         environment=environment(),
-        notes=tuple(f"{stage.method}: {note}" for stage in variant.lineage for note in stage.notes),
+        notes=(*job.feed.notes, *(f"{stage.method}: {note}" for stage in variant.lineage for note in stage.notes)),
         recipe=(run.root / "recipe.yaml").read_text(encoding="utf-8"),
     )
     return page.write(report, run.root / "report.html")
 
 
 def mean_of(measurements: Sequence[Measurement], metric: str, of: str = "candidate") -> float | None:
-    """The mean of one metric to ground truth; None where it was not measured or is not a number."""
+    """The mean of one metric as `values_of` has it; None where it was not measured or is not a number."""
     found = values_of(measurements, metric, of)
     mean = statistics.fmean(found) if found else math.nan
     return mean if math.isfinite(mean) else None
 
 
 def values_of(measurements: Sequence[Measurement], metric: str, of: str = "candidate") -> tuple[float, ...]:
-    """Per-image values of one metric to ground truth."""
+    """Values per sample of one metric: of pictures to ground truth, of other tensors to the reference."""
+    against = "ground_truth" if metrics.is_image_metric(metric) else "reference"
     for m in measurements:
-        if (m.metric, m.of, m.against) == (metric, of, "ground_truth"):
+        if (m.metric, m.of, m.against) == (metric, of, against):
             return m.values
     return ()
 
@@ -113,10 +114,20 @@ def _facts(measured: Measured, shipped: Exported | None) -> tuple[records.Fact, 
             )
         )
     measurements = shipped.measurements if shipped else final.measurements
-    for metric, unit in (("psnr", "dB"), ("lpips", "")):
+    return (*facts, *quality_facts(measurements))
+
+
+def quality_facts(measurements: Sequence[Measurement]) -> tuple[records.Fact, ...]:
+    """The means of what is measured of every component of this sort."""
+    facts = []
+    for metric, unit, label in (
+        ("psnr", "dB", "PSNR to ground truth"),
+        ("lpips", "", "LPIPS to ground truth"),
+        ("sqnr", "dB", "SQNR to the reference"),
+        ("cosine", "", "Cosine to the reference"),
+    ):
         ours, theirs = mean_of(measurements, metric), mean_of(measurements, metric, "reference")
         if ours is not None:
-            label = f"{metric.upper()} to ground truth"
             facts.append(records.Fact(label=label, unit=unit, reference=theirs, variant=ours))
     return tuple(facts)
 
@@ -140,8 +151,15 @@ def _stage_row(stage: StageSummary, teacher_ms: float | None) -> records.StageRo
         bytes=stage.cost.weight_bytes,
         psnr_db=mean_of(stage.measurements, "psnr"),
         lpips=mean_of(stage.measurements, "lpips"),
+        sqnr_db=_mean_or_exact(values_of(stage.measurements, "sqnr")),
+        cosine=mean_of(stage.measurements, "cosine"),
         latency_ms=None if teacher_ms is None else ratio * teacher_ms,
     )
+
+
+def _mean_or_exact(values: Sequence[float]) -> float | None:
+    """A mean that is infinite where a sample is exact, as the reference itself is."""
+    return None if not values or any(map(math.isnan, values)) else statistics.fmean(values)
 
 
 def _latency(measured: Measured, shipped: Exported | None) -> records.LatencySamples | None:
@@ -160,9 +178,15 @@ def _latency(measured: Measured, shipped: Exported | None) -> records.LatencySam
     )
 
 
-def _per_image(measured: Measured, measurements: Sequence[Measurement]) -> records.PerImage:
+def per_sample(basis: Basis, measurements: Sequence[Measurement]) -> records.PerImage:
+    """PSNR of every photograph; SQNR of every sample of a component that makes no pictures."""
+    if basis.truth is None:
+        values = values_of(measurements, "sqnr")
+        return records.PerImage(
+            names=basis.names, reference_db=(), candidate_db=values, what="SQNR of every sample to the reference"
+        )
     return records.PerImage(
-        names=measured.basis.names,
+        names=basis.names,
         reference_db=values_of(measurements, "psnr", "reference"),
         candidate_db=values_of(measurements, "psnr"),
     )
@@ -172,6 +196,9 @@ def _pictures(
     measured: Measured, shipped: Exported | None, measurements: Sequence[Measurement], variant: Variant
 ) -> tuple[records.Picture, ...]:
     """The photographs on which the variant lost least, a median amount, and most against the teacher."""
+    truth = measured.basis.truth
+    if truth is None:
+        return ()
     ours, theirs = values_of(measurements, "psnr"), values_of(measurements, "psnr", "reference")
     drops = [(t - o) if math.isfinite(t - o) else math.inf for o, t in zip(ours, theirs, strict=True)]
     order = sorted(range(len(drops)), key=lambda i: drops[i])
@@ -184,7 +211,7 @@ def _pictures(
                 name=measured.basis.names[i],
                 why=why,
                 score=_score(ours[i], drops[i]),
-                original=pixels(measured.basis.truth[i]),
+                original=pixels(truth[i]),
                 reference=pixels(measured.basis.reference[i]),
                 candidate=pixels(output[0]),
             )

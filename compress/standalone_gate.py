@@ -10,7 +10,7 @@ import torch
 from compress import evaluation, registry
 from compress.components import load_variant
 from compress.errors import UserError
-from compress.export_stage import format_of, teacher_file
+from compress.export_stage import format_of, teacher_file, timed
 from compress.files import read_json, sha256, write_tensors
 from compress.nn import cost
 from compress.nn.batches import named, outputs, take
@@ -25,7 +25,7 @@ from eval.metrics import latency, peak_memory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What candidates are judged against, decoded and measured once."""
+    """What candidates are judged against, run and measured once."""
 
     plan: Plan
     teacher: Variant
@@ -41,10 +41,9 @@ class Case:
     @property
     def conditions(self) -> baselines.Conditions:
         """What the numbers depend on besides the candidate."""
-        height, width = self.basis.truth.shape[2:]
         return baselines.Conditions(
             data=self.basis.digest,
-            resolution=f"{width}x{height}",
+            resolution=self.basis.shape,
             reference=self.plan.teacher_key,
             host=latency.host(),
         )
@@ -56,7 +55,7 @@ class Taken:
 
     subject: str  # "variant", "onnx"
     path: Path
-    outputs: torch.Tensor  # [n, 3, h, w]
+    outputs: torch.Tensor  # [n, ...]
     measurements: tuple[compare.Measurement, ...]
     latency: latency.LatencyRatio | None  # None: no gate asks for it
     sizes: gates.Sizes
@@ -76,13 +75,12 @@ class Judged:
 
 
 def prepare(plan: Plan, tell: Emit) -> Case:
-    """Decode the teacher's pictures and measure them."""
-    tell(Event(kind="started", name="decoding the teacher's pictures"))
+    """Run the teacher on the evaluation samples and measure what it makes."""
+    tell(Event(kind="started", name="running the teacher"))
     teacher = load_variant(plan.teacher, plan.recipe.component, origins=plan.origins)
     basis = evaluation.prepare(evaluation.feed_of(plan), teacher.module)
     specs = evaluation.specs(plan.recipe.gates)
-    metrics = evaluation.image_metrics(specs)
-    of_teacher = evaluation.measure(basis, basis.reference, metrics, "ground_truth")
+    of_teacher = evaluation.measure(basis, basis.reference, evaluation.own_metrics(basis, specs))
     return Case(plan=plan, teacher=teacher, basis=basis, specs=specs, of_teacher=of_teacher)
 
 
@@ -201,11 +199,10 @@ def _take_file(path: Path, case: Case) -> Taken:
     name, example, threads = format_of(path), case.example, torch.get_num_threads()
     exporter = registry.load(f"export.{name}")
     reference = _teacher_file(case, name)
-    candidate = exporter.load(path, threads=threads)
-    pictures = outputs(candidate, case.basis.inputs, 1)
+    pictures = outputs(exporter.load(path, threads=threads), case.basis.inputs, 1)
     taken = None
     if _asked(case.specs, "latency"):
-        theirs = exporter.load(reference, threads=threads)
+        candidate, theirs = (timed(exporter, one, threads) for one in (path, reference))
         taken = latency.paired_ratio(
             lambda: theirs(*example),
             lambda: candidate(*example),

@@ -28,15 +28,18 @@ def _default_net(fields: dict[str, Any]) -> Net | None:
 
 
 class Pictures(Schema):
-    """Which photographs, how many, how large."""
+    """Which photographs, how many, how large; or for a text encoder which captions, and how many."""
 
-    source: Word = Field(description="'photographs' (they come with the project) or a folder of pictures")
-    count: int = Field(ge=1, le=100_000, description="how many crops")
-    size: int = Field(ge=64, le=4096, multiple_of=8, description="pixels on each side")
+    source: Word = Field(
+        description="'photographs' (they come with the project) or a folder of pictures; of a text encoder 'captions', "
+        "a folder with captions.tsv, or a text file with one a line"
+    )
+    count: int = Field(ge=1, le=100_000, description="how many crops, captions or noisy latents")
+    size: int = Field(256, ge=64, le=4096, multiple_of=8, description="pixels on each side; of no use to captions")
 
 
 class Data(Schema):
-    """Photographs to calibrate and train on, and others to judge on."""
+    """What to calibrate and train on, and other samples to judge on."""
 
     calibration: Pictures
     evaluation: Pictures

@@ -29,6 +29,7 @@ from compress.zoo_index import (
     read_index,
     to_bytes,
 )
+from compress.zoo_samples import limits_of
 
 MAX_DIFFERENCE = 2 / 255  # of a sample that is run again, in image units
 MIN_PSNR_DB = 60.0
@@ -42,8 +43,9 @@ class Sample:
     format: str  # the exporter that can load it: "onnx"
     inputs: Inputs
     output: torch.Tensor
-    max_difference: float = MAX_DIFFERENCE
-    min_psnr_db: float = MIN_PSNR_DB
+    max_difference: float | None = MAX_DIFFERENCE  # of pictures
+    min_psnr_db: float | None = MIN_PSNR_DB
+    min_sqnr_db: float | None = None  # of tensors whose range is their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,8 @@ def _checked_samples(entry: Entry) -> None:
     for sample in entry.samples:
         if sample.file not in entry.files:
             raise UserError(f"a sample names {sample.file!r}, which is not among the files: {', '.join(entry.files)}")
+        if all(limit is None for limit in limits_of(sample)):
+            raise UserError(f"{entry.name}: the sample of {sample.file} has no limit that another run could be held to")
         if not all(x.isfinite().all() for x in (*sample.inputs, sample.output)):
             raise UserError(f"{entry.name}: the sample of {sample.file} is not finite; export the variant again")
 
@@ -146,7 +150,7 @@ def _build(folder: Path, entry: Entry) -> None:
         tensors = f"samples/{number}.safetensors"
         content = {**named(sample.inputs), "output": sample.output.detach().contiguous()}
         (folder / tensors).write_bytes(save_tensors(content))
-        limits = {"max_difference": sample.max_difference, "min_psnr_db": sample.min_psnr_db}
+        limits = limits_of(sample)._asdict()
         samples.append(CardSample(file=sample.file, format=sample.format, tensors=tensors, **limits))
     if entry.preview_png:
         (folder / "samples" / "preview.png").write_bytes(entry.preview_png)

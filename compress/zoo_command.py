@@ -135,8 +135,8 @@ def zoo_verify(zoo: Path, name: str | None = None, *, as_json: Json = False) -> 
     else:
         console = drawing.console()
         for c in checks:
-            state = "ok     " if c.ok else "not run" if c.missing else "FAILED "
-            text = f"{state} {c.entry} {c.file}{'' if c.ok else ': ' + c.problem}"
+            state = "ok" if c.ok else "absent" if c.missing else "FAILED"
+            text = f"{state:<6} {c.entry} {c.file}{'' if c.ok else ': ' + c.problem}"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{sum(c.ok for c in checks)} of {len(checks)} checks passed", highlight=False)
     bad = [c for c in checks if not c.ok]

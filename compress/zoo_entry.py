@@ -22,6 +22,20 @@ SAMPLES = 2
 # Integer kernels of different processors round ties apart; float kernels only sum in another order.
 INTEGER_TOLERANCE = {"max_difference": 0.08, "min_psnr_db": 45.0}
 FLOAT_TOLERANCE = {"max_difference": 2 / 255, "min_psnr_db": 60.0}
+INTEGER_TENSORS = {"min_sqnr_db": 40.0}  # of components that make no pictures: their range is their own
+FLOAT_TENSORS = {"min_sqnr_db": 60.0}
+TAKES = {
+    "latents": "the diffusion UNet's latents, float32 {}",
+    "pictures": "image, float32 {}, RGB in [0, 1]",
+    "noisy_latents": "noisy latents, float32 {}; time steps, float32 {}; hidden states, float32 {}",
+    "prompts": "token ids, int64 {}",
+}
+GIVES = {
+    "image": "image, float32 {}, RGB in [0, 1]",
+    "latents": "the diffusion UNet's latents, float32 {}",
+    "prediction": "what the diffusion UNet predicts of the noise, float32 {}",
+    "states": "hidden states, float32 {}",
+}
 
 
 def write_entry_files(
@@ -29,15 +43,19 @@ def write_entry_files(
 ) -> None:
     """Leave in the run directory what a zoo entry needs besides the artifacts: samples, preview, facts."""
     inputs = named(take(measured.basis.inputs, 0, SAMPLES))
-    tolerance = INTEGER_TOLERANCE if quantized(variant.module) else FLOAT_TOLERANCE
+    pictures, integers = measured.basis.truth is not None, bool(quantized(variant.module))
+    by_kind = (INTEGER_TOLERANCE, FLOAT_TOLERANCE) if pictures else (INTEGER_TENSORS, FLOAT_TENSORS)
+    tolerance = by_kind[0] if integers else by_kind[1]
     samples = []
     for item in exported:
         name = f"{item.path.name}.safetensors"
         write_tensors(root / "samples" / name, {**inputs, "output": item.outputs[:SAMPLES]})
         samples.append({"file": item.path.name, "format": item.format, "tensors": name, **tolerance})
     first = exported[0]
-    pairs = [torch.cat([measured.basis.reference[i], first.outputs[i]], dim=2) for i in range(SAMPLES)]
-    _write_png(root / "samples" / "preview.png", torch.cat(pairs, dim=1))
+    if pictures:
+        pairs = zip(measured.basis.reference[:SAMPLES], first.outputs[:SAMPLES], strict=True)
+        rows = [torch.cat(pair, dim=2) for pair in pairs]
+        _write_png(root / "samples" / "preview.png", torch.cat(rows, dim=1))
     licence, tools = components.licence_of(plan.teacher), _tools([item.format for item in exported])
     described = {"samples": samples, "facts": _facts(plan, measured, first), "licence": licence, "tools": tools}
     write_json(root / "entry.json", {"schema": 1, **described})
@@ -67,11 +85,11 @@ def entry_from_run(root: Path) -> Entry:
                 format=sample["format"],
                 inputs=take(inputs, i, i + 1),
                 output=tensors["output"][i : i + 1],
-                max_difference=sample["max_difference"],
-                min_psnr_db=sample["min_psnr_db"],
+                **{limit: sample.get(limit) for limit in ("max_difference", "min_psnr_db", "min_sqnr_db")},
             )
             for i in range(len(tensors["output"]))
         ]
+    preview = root / "samples" / "preview.png"
     verdicts: Sequence[Mapping[str, object]] = read_json(root / "verdicts.json")
     return Entry(
         name=plan["recipe"],
@@ -83,29 +101,35 @@ def entry_from_run(root: Path) -> Entry:
         facts=described["facts"],
         licence=described["licence"],
         tools=described["tools"],
-        preview_png=(root / "samples" / "preview.png").read_bytes(),
+        preview_png=preview.read_bytes() if preview.exists() else None,
     )
 
 
 def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | float | str]:
-    cost = measured.final.cost
+    cost, basis = measured.final.cost, measured.basis
+    kind = components.kind_of(plan.source.arch.kind)
     facts: dict[str, int | float | str] = {
         "parameters": cost.parameters,
         "macs": cost.macs,
-        "image_size": plan.recipe.data.evaluation.size,
         "bytes": first.sizes.candidate_bytes,
         "latency_ratio": round(first.latency.ratio, 4),
         "latency_host": first.latency.host,
         "latency_runtime": first.latency.runtime,
         "variant_key": plan.variant_key,
         "recipe_sha256": plan.digest,
-        "input": f"the diffusion UNet's latents, float32 {list(measured.basis.inputs[0][:1].shape)}",
-        "output": f"image, float32 {list(measured.basis.truth[:1].shape)}, RGB in [0, 1]",
+        "input": TAKES[kind.feed].format(*(list(x[:1].shape) for x in basis.inputs)),
+        "output": GIVES[kind.output].format(list(basis.reference[:1].shape)),
     }
+    if kind.output != "states":
+        facts["image_size"] = plan.recipe.data.evaluation.size
     for metric in ("psnr", "ssim", "lpips"):
         ours, theirs = mean_of(first.measurements, metric), mean_of(first.measurements, metric, "reference")
         if ours is not None and theirs is not None:
             facts |= {f"{metric}_mean": round(ours, 4), f"{metric}_mean_of_teacher": round(theirs, 4)}
+    for metric in ("sqnr", "cosine"):
+        ours = mean_of(first.measurements, metric)
+        if ours is not None:
+            facts[f"{metric}_mean"] = round(ours, 4)
     return facts
 
 

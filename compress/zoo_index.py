@@ -48,8 +48,9 @@ class CardSample(Schema):
     file: str
     format: str
     tensors: str
-    max_difference: float
-    min_psnr_db: float
+    max_difference: float | None = None
+    min_psnr_db: float | None = None
+    min_sqnr_db: float | None = None
 
 
 class Card(Schema):

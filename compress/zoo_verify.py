@@ -1,6 +1,5 @@
 """Check a zoo: every digest, files that nobody listed, and every sample run again in its own runtime."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from compress.zoo_index import (
     read_card,
     read_index,
 )
+from compress.zoo_samples import difference, limits_of
 
 TOP_FILES = (INDEX, "index.html", "README.md")
 
@@ -110,14 +110,5 @@ def _sample_problem(folder: Path, sample: CardSample, runner: Callable[[str], Lo
             raise
         return f"{sample.file} does not run: {error}"
     expected = tensors["output"]
-    if found.shape != expected.shape:
-        return f"{sample.file} gives {tuple(found.shape)}, not {tuple(expected.shape)}"
-    difference = (found.double() - expected.double()).abs()
-    largest, mean_square = float(difference.max()), float(difference.square().mean())
-    psnr_db = math.inf if mean_square == 0 else -10 * math.log10(mean_square)
-    if largest <= sample.max_difference and psnr_db >= sample.min_psnr_db:  # false for NaN
-        return ""
-    return (
-        f"{sample.file} does not reproduce it: largest difference {largest:.4g} (allowed {sample.max_difference:.4g}), "
-        f"PSNR {psnr_db:.1f} dB (at least {sample.min_psnr_db:.1f})"
-    )
+    misfit = difference(found, expected, limits_of(sample))
+    return f"{sample.file} {misfit}" if misfit else ""

@@ -114,9 +114,9 @@ def floors(specs: Iterable[GateSpec]) -> tuple[GateSpec, ...]:
     return tuple(replace(FLOORS[name], net=net) for name, net in wanted)
 
 
-def metrics_of(specs: Iterable[GateSpec]) -> tuple[Metric, ...]:
-    """The image metrics that have to be measured to judge these gates, each once."""
-    wanted = [Metric(name=spec.metric, net=net_of(spec)) for spec in specs if registry.is_image_metric(spec.metric)]
+def metrics_of(specs: Iterable[GateSpec], takes: registry.Takes = "images") -> tuple[Metric, ...]:
+    """The metrics of pictures, or of tensors, that have to be measured to judge these gates, each once."""
+    wanted = [Metric(name=spec.metric, net=net_of(spec)) for spec in specs if registry.takes(spec.metric) == takes]
     return tuple(dict.fromkeys(wanted))
 
 
@@ -222,7 +222,7 @@ def _sentence(spec: GateSpec, kind: Kind, finding: Finding, *, limit: float, pas
     bound = "at least" if kind == "min" else "at most"
     value = "exact" if kind == "min" and finding.value == math.inf else f"{finding.value:.5g}{unit}"
     text = f"{finding.statistic} {_what(spec, kind)}: {value}, {bound} {limit:g}{unit} allowed"
-    text += _spread(kind, finding, limit)
+    text += _spread(spec, kind, finding, limit)
     if passed:
         return text
     looks = f" {finding.looks}." if finding.looks else ""
@@ -243,15 +243,16 @@ def _what(spec: GateSpec, kind: Kind) -> str:
     }.get(kind, f"{named(spec)} of the {spec.of}{to}")
 
 
-def _spread(kind: Kind, finding: Finding, limit: float) -> str:
-    """The interval over images, and what it leaves open."""
+def _spread(spec: GateSpec, kind: Kind, finding: Finding, limit: float) -> str:
+    """The interval over images, or other samples, and what it leaves open."""
     if finding.low is None or finding.high is None or not finding.images:
         return ""
-    text = f"; 95 % {finding.low:.4g} to {finding.high:.4g} over {finding.images} images"
+    samples = "images" if registry.is_image_metric(spec.metric) else "samples"
+    text = f"; 95 % {finding.low:.4g} to {finding.high:.4g} over {finding.images} {samples}"
     if kind in ("max_drop", "max_rise", "max_gain") and finding.low <= 0 <= finding.high:
         text += ", too small to tell from no change"
     if finding.low < limit < finding.high:
-        text += ", the limit lies inside: more images would tell"
+        text += f", the limit lies inside: more {samples} would tell"
     return text
 
 
@@ -261,4 +262,6 @@ def _advice(spec: GateSpec, kind: Kind) -> str:
         return "Too good to be believed: check that the candidate is what it should be, then widen the window"
     if not registry.is_sampled(spec.metric):
         return "Compress further, or raise the limit"
+    if not registry.is_image_metric(spec.metric):
+        return "Look at the samples in the report; compress less, calibrate on more, or loosen the limit"
     return "Look at the worst images in the report; compress less, distil longer, or loosen the limit"

@@ -9,6 +9,7 @@ from compress.components._checkpoints import Checkpoint, locate, parts_of
 from compress.components._checkpoints import write as write_checkpoint
 from compress.components._entry import adopt_named
 from compress.components._folder import (
+    beside,
     check_variant,
     component_cost,
     cost_of,
@@ -31,6 +32,7 @@ __all__ = [
     "adopt",
     "adopt_named",
     "arch_to_json",
+    "beside",
     "build",
     "check_variant",
     "component_cost",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.components._checkpoints import Checkpoint, locate, part_of
+from compress.components._checkpoints import Checkpoint, has_part, locate, part_of
 from compress.components._kinds import arch_from_json, arch_to_json, build, kind_of
 from compress.components._packing import packed_state, stored
 from compress.components._sidecars import read_lineage, read_quantization
@@ -58,6 +58,21 @@ def find(component: str, checkpoint: Path | None = None) -> Path:
             "a component of your own is given by its folder (--checkpoint) or by the code that makes it (--module)"
         )
     return PRESETS / component
+
+
+def beside(component: str, checkpoint: Path | None = None) -> Path | None:
+    """As `find`, but None where the preset family or the checkpoint has no such component with weights.
+
+    Raises:
+        UserError: it is there and cannot be read.
+    """
+    leaf = component.rpartition("/")[2]
+    if checkpoint is None:
+        folder = PRESETS / component
+        return folder if (folder / "weights.safetensors").exists() else None
+    if (checkpoint / leaf / "arch.json").exists():
+        return checkpoint / leaf
+    return part_of(checkpoint, leaf) if has_part(checkpoint, leaf) else None
 
 
 def load(component: str) -> nn.Module:

@@ -315,10 +315,11 @@ def _remembered(config: Config, what: str, find: Callable[[Config], Any]) -> Any
     return known[key]
 
 
-def _kind(leaf: Leaf, feed: str | None) -> Kind:
+def _kind(leaf: Leaf, feed: str) -> Kind:
     return Kind(
         config=Config,
         build=partial(build, flag=FLAGS[leaf]),
+        output="image" if leaf == "decoder" else "latents",
         input_shape=input_shape,
         channel_groups=channel_groups,
         with_widths=with_widths,
@@ -330,4 +331,4 @@ def _kind(leaf: Leaf, feed: str | None) -> Kind:
     )
 
 
-KINDS = {"decoder": _kind("decoder", "latents"), "encoder": _kind("encoder", None)}
+KINDS = {"decoder": _kind("decoder", "latents"), "encoder": _kind("encoder", "pictures")}

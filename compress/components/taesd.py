@@ -293,6 +293,7 @@ KINDS = {
     "encoder": Kind(
         config=EncoderConfig,
         build=Encoder,
+        output="latents",
         input_shape=lambda config, pixels: (1, 3, pixels, pixels),
         channel_groups=channel_groups,
         with_widths=with_widths,
@@ -300,6 +301,6 @@ KINDS = {
         without_blocks=without_blocks,
         units=units,
         with_patches=with_patches,
-        feed=None,
+        feed="pictures",
     ),
 }

@@ -247,6 +247,7 @@ KINDS = {
     "text_encoder": Kind(
         config=TextEncoderConfig,
         build=TextEncoder,
+        output="states",
         input_shape=_ids_shape,
         inputs=lambda config, pixels: (torch.zeros(_ids_shape(config, pixels), dtype=torch.int64, device="meta"),),
         channel_groups=channel_groups,
@@ -254,6 +255,6 @@ KINDS = {
         blocks=blocks,
         without_blocks=without_blocks,
         with_patches=with_patches,
-        feed=None,
+        feed="prompts",
     ),
 }

@@ -298,6 +298,7 @@ KINDS = {
     "unet": Kind(
         config=UNetConfig,
         build=UNet,
+        output="prediction",
         input_shape=_latent_shape,
         inputs=_inputs,
         channel_groups=channel_groups,
@@ -306,6 +307,6 @@ KINDS = {
         without_blocks=without_blocks,
         units=units,
         with_patches=with_patches,
-        feed=None,
+        feed="noisy_latents",
     ),
 }

@@ -103,6 +103,19 @@ def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
         UserError: the file is missing, damaged or not an ONNX model.
         MissingExtra: onnxruntime is not installed.
     """
+    return _loaded(path, threads=threads, exact=True)
+
+
+def load_for_timing(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
+    """As `load`, but with the fastest integer kernels that the processor has, whether they saturate or not."""
+    return _loaded(path, threads=threads, exact=False)
+
+
+def _loaded(path: Path, *, threads: int, exact: bool) -> Callable[..., torch.Tensor]:
+    """The session; `exact` forbids the kernels of x86 without VNNI, which add pairs of products in 16 bits.
+
+    A phone's processors have exact kernels that are fast; this one may have to choose.
+    """
     runtime = require("onnxruntime", extra="onnx", purpose=f"running {path.name}")
     if not path.is_file():
         raise UserError(f"{path}: no such file; export the variant again")
@@ -111,6 +124,8 @@ def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
     options.log_severity_level = 4
     # left alone, products with integer weights round their activations to 8 bits, which no recipe asked for
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     session = _session(runtime, path, options)
     names = [given.name for given in session.get_inputs()]
 

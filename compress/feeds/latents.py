@@ -1,22 +1,22 @@
 """What a decoder decodes: photographs through the encoder of the same family."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from calibration import images
 from compress.components import kind_of
 from compress.errors import UserError
-from compress.feeds.pictures import digests, photographs
+from compress.feeds import Load, Source
+from compress.feeds.pictures import digests, notes, photographs
 from compress.nn.batches import outputs
 from compress.nn.structure import example_inputs
 from compress.records import Arch, Feed, Inputs, Samples
-from compress.written import Data
 
-__all__ = ["COMPANIONS", "check", "digests", "feed"]
+__all__ = ["COMPANIONS", "OPTIONAL", "check", "digests", "feed", "notes"]
 
 COMPANIONS = ("encoder",)
+OPTIONAL = ()
 CHECKED_PIXELS = 64  # side of the image with which the two components are tried on each other
 
 
@@ -36,9 +36,9 @@ def check(arch: Arch, companions: Mapping[str, Arch]) -> None:
         raise UserError(f"the encoder makes inputs of shape {list(given)}, the decoder takes {list(wanted)}")
 
 
-def feed(data: Data, load: Callable[[str], nn.Module], seed: int) -> Feed:
-    """Latents of photographs; training crops are drawn by `seed` and step."""
-    encoder = load("encoder")
+def feed(source: Source, load: Load) -> Feed:
+    """Latents of photographs; training crops are drawn by the seed and the step."""
+    data, seed, encoder = source.data, source.seed, load("encoder")
     sampler = images.sampler(data.calibration.source, "calibration")
 
     def calibration() -> Inputs:

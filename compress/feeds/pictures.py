@@ -1,19 +1,20 @@
 """What an image encoder encodes: photographs as they are."""
 
-from collections.abc import Callable, Mapping
-
-from torch import nn
+from collections.abc import Mapping
 
 from calibration import images
 from calibration.folder import Split
+from compress.feeds import Load, Source
 from compress.records import Arch, Feed, Inputs, Samples
 from compress.written import Data
 
 COMPANIONS = ()
+OPTIONAL = ()
 
 
-def digests(data: Data) -> dict[str, str]:
+def digests(source: Source) -> dict[str, str]:
     """SHA-256 of the photographs, by what they are for."""
+    data = source.data
     return {
         "calibration": photographs(data, "calibration").digest,
         "sampler": images.sampler(data.calibration.source, "calibration").digest,
@@ -25,8 +26,14 @@ def check(arch: Arch, companions: Mapping[str, Arch]) -> None:
     """Nothing else is needed."""
 
 
-def feed(data: Data, load: Callable[[str], nn.Module], seed: int) -> Feed:
-    """Photographs; training crops are drawn by `seed` and step."""
+def notes(source: Source) -> tuple[str, ...]:
+    """Nothing stands in for anything."""
+    return ()
+
+
+def feed(source: Source, load: Load) -> Feed:
+    """Photographs; training crops are drawn by the seed and the step."""
+    data, seed = source.data, source.seed
     sampler = images.sampler(data.calibration.source, "calibration")
 
     def calibration() -> Inputs:

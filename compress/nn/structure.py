@@ -120,7 +120,8 @@ class Kind:
     with_widths: Callable[[Any, Mapping[str, int]], Any]  # group name -> new width
     blocks: Callable[[Any], tuple[Block, ...]]
     without_blocks: Callable[[Any, Sequence[str]], Removal]
-    feed: str | None  # the file of compress/feeds that has this kind's inputs; None: recipes cannot compress it
+    feed: str  # the file of compress/feeds that has this kind's inputs
+    output: Literal["image", "latents", "prediction", "states"] = "image"  # what it makes; its name in exported files
     inputs: Callable[[Any, int], tuple[torch.Tensor, ...]] | None = None  # on the meta device, where there are several
     units: Callable[[Any], tuple[Block, ...]] | None = None  # pairs and stages: blocks that can go together
     with_patches: Callable[[Any, Sequence[str], Patch], Removal] | None = None  # as without_blocks, but patched

@@ -109,4 +109,4 @@ def _image_chart(per_image: PerImage | None) -> str:
         svg.Strip(label="Reference", tone="reference", values=per_image.reference_db, names=per_image.names),
         svg.Strip(label="Variant", tone="variant", values=per_image.candidate_db, names=per_image.names),
     ]
-    return svg.strips(rows, unit="dB", title="PSNR to ground truth of every photograph, dB")
+    return svg.strips([row for row in rows if row.values], unit="dB", title=f"{per_image.what}, dB")

@@ -59,7 +59,7 @@ class VerdictRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRow:
-    """The state after one stage; the first row is the reference. PSNR and LPIPS are to ground truth."""
+    """The state after one stage; the first row is the reference. PSNR and LPIPS are to ground truth, SQNR to it."""
 
     method: str
     config: str = ""
@@ -70,6 +70,8 @@ class StageRow:
     bytes: int | None = None
     psnr_db: float | None = None
     lpips: float | None = None
+    sqnr_db: float | None = None  # of a component that makes no pictures; infinite for the reference
+    cosine: float | None = None
     latency_ms: float | None = None
 
 
@@ -140,11 +142,12 @@ class LatencySamples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerImage:
-    """PSNR to ground truth of every evaluation photograph, in one order."""
+    """A score in dB of every evaluation sample, in one order: PSNR to ground truth, or SQNR to the reference."""
 
     names: tuple[str, ...]
-    reference_db: tuple[float, ...]
+    reference_db: tuple[float, ...]  # empty where the reference is what is compared with
     candidate_db: tuple[float, ...]
+    what: str = "PSNR of every photograph"
 
     def __post_init__(self) -> None:
         """Refuse lists that do not pair up.
@@ -152,7 +155,7 @@ class PerImage:
         Raises:
             ValueError: the three tuples differ in length.
         """
-        if not len(self.names) == len(self.reference_db) == len(self.candidate_db):
+        if len(self.names) != len(self.candidate_db) or len(self.reference_db) not in (0, len(self.names)):
             raise ValueError(
                 f"{len(self.names)} names, but {len(self.reference_db)} reference values "
                 f"and {len(self.candidate_db)} candidate values"

@@ -121,8 +121,7 @@ def stage_table(rows: Sequence[StageRow], lpips_net: str | None) -> StageTable:
         _scaled("Parameters", "parameters", [row.parameters for row in rows]),
         _scaled("MACs", "MACs", [row.macs for row in rows]),
         _scaled("Size", "bytes", [row.bytes for row in rows]),
-        _scores("PSNR, dB", "dB", [row.psnr_db for row in rows]),
-        _scores(lpips, "", [row.lpips for row in rows]),
+        *_quality(rows, lpips),
         _scaled("Latency", "ms", [row.latency_ms for row in rows]),
     ]
     kept = [(header, cells) for header, cells in columns if not all(cell.missing for cell in cells)]
@@ -138,6 +137,17 @@ def stage_table(rows: Sequence[StageRow], lpips_net: str | None) -> StageTable:
     )
     absent = tuple(header.split(",")[0] for header, cells in columns if all(cell.missing for cell in cells))
     return StageTable(headers=tuple(header for header, _ in kept), lines=lines, absent=absent)
+
+
+def _quality(rows: Sequence[StageRow], lpips: str) -> list[tuple[str, tuple[Cell, ...]]]:
+    """PSNR and LPIPS of pictures, or SQNR and cosine of other tensors where these were measured."""
+    vectors = [_scores("Cosine", "", [row.cosine for row in rows])] if any(row.cosine for row in rows) else []
+    if any(row.sqnr_db is not None for row in rows):
+        return [_scores("SQNR, dB", "dB", [row.sqnr_db for row in rows]), *vectors]
+    return [
+        _scores("PSNR, dB", "dB", [row.psnr_db for row in rows]),
+        _scores(lpips, "", [row.lpips for row in rows]),
+    ]
 
 
 def stage_scatter(rows: Sequence[StageRow]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,6 +190,44 @@ def test_gate_judges_what_already_exists(
     assert sanity["metric"] == "sanity"
     assert verdict["passed"] is (code == 0)
     assert verdict["subject"] == ("onnx" if what.endswith(".onnx") else "variant")
+
+
+def test_a_variant_takes_an_entrys_place_only_past_gates_against_it_and_the_old_one_is_kept(
+    place: Place, passed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo, out = tmp_path / "zoo", tmp_path / "larger"
+    shutil.copytree(passed / "zoo", zoo)
+    before = contents(zoo)
+    whole = [{"method": "quantize.rtn", "bits": 8}]  # nothing pruned: more bytes
+    larger = place.recipe("larger.yaml", stages=whole)
+    assert main(place.arguments(larger, out)) == 0
+    command = ["zoo", "promote", str(out), "--zoo", str(zoo), "--checkpoint", str(place.checkpoint)]
+    capsys.readouterr()
+    assert main([*command, "--json"]) == 1
+    failed = {row["metric"] for row in json.loads(capsys.readouterr().out) if not row["passed"]}
+    assert "size" in failed
+    assert contents(zoo) == before
+
+    gates = tmp_path / "gates.yaml"
+    demands = [{"metric": "psnr", "max_drop": 6.0}, {"metric": "psnr", "against": "baseline", "max_drop": 6.0}]
+    evaluation_set = {"source": str(place.pictures), "count": 3, "size": 64}
+    gates.write_text(
+        json.dumps({"schema": 1, "component": "tiny/decoder", "evaluation": evaluation_set, "gates": demands})
+    )
+    assert main([*command, "--gates", str(gates)]) == 0
+    archived = zoo / "archive" / NAME / "1"
+    assert contents(archived) == contents(passed / "zoo" / NAME)
+    assert contents(zoo / NAME) == contents(out / "zoo" / NAME)
+    assert main(["zoo", "verify", str(zoo)]) == 0
+    assert main(["zoo", "list", str(zoo)]) == 0
+    capsys.readouterr()
+    assert main([*command, "--gates", str(gates)]) == 2
+    assert "the same already" in capsys.readouterr().err
+
+    undo = [*command[:2], str(archived), *command[3:], "--gates", str(gates)]
+    assert main(undo) == 0
+    assert contents(zoo / NAME) == contents(passed / "zoo" / NAME)
+    assert main(["zoo", "diff", str(zoo / "archive" / NAME / "2"), str(zoo / NAME), "--json"]) == 0
 
 
 def test_a_run_that_is_killed_in_distillation_ends_with_the_same_bytes(place: Place, tmp_path: Path) -> None:

@@ -144,6 +144,11 @@ def part_of(checkpoint: Path, part: str) -> Path | None:
     return checkpoint / part if len(grammar.parts) > 1 else checkpoint
 
 
+def has_part(checkpoint: Path, part: str) -> bool:
+    """Whether a folder has the configuration of this component, in a folder of its own below it."""
+    return (checkpoint / _pipeline().get(part, part) / "config.json").exists()
+
+
 def _pipeline() -> dict[str, str]:
     """Component -> its folder in a pipeline."""
     return {part: grammar.folder for grammar in grammars().values() for part in grammar.parts}

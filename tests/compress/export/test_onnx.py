@@ -413,3 +413,15 @@ def test_a_linear_layer_without_an_output_range_runs_on_an_integer_kernel(tmp_pa
     expected, got = run(module, ids, tmp_path / "text.onnx", export_onnx.Config(dynamic=False))
     torch.testing.assert_close(got, expected, rtol=0, atol=0.03)  # a tanh on the edge of two codes
     assert not {"MatMul", "Gemm", "FusedGemm"} & set(optimised(tmp_path / "text.onnx", tmp_path))
+
+
+def test_integers_do_not_saturate(tmp_path):
+    """Largest weights on largest activations: pairs of products that do not fit 16 bits."""
+    layer = nn.Conv2d(16, 4, 3, padding=1).eval()
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.bias.zero_()
+    module = quantize(nn.Sequential(layer), torch.ones(1, 16, 6, 6), bits=8, granularity=PerChannel(), static=True)
+    expected, got = run(module, torch.ones(1, 16, 6, 6), tmp_path / "full.onnx")
+    assert float(expected.max()) == pytest.approx(144.0, rel=0.01)
+    torch.testing.assert_close(got, expected, rtol=0.01, atol=0)
