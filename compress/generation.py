@@ -66,7 +66,7 @@ def open_model(name: str, given: Mapping[Leaf, str | None], *, pixels: int | Non
     text, unet = _text(places["text_encoder"], threads), _unet(places["unet"], threads, settings)
     decoder = _decoder(places["decoder"], threads)
     size = pixels or usual.pixels
-    runtimes = {leaf: part.runtime for leaf, part in zip(LEAVES, (text, unet, decoder), strict=True)}
+    runtimes: dict[Leaf, str] = {"text_encoder": text.runtime, "unet": unet.runtime, "decoder": decoder.runtime}
     return Model(
         networks=assemble(text, unet, decoder, settings, size),
         settings=settings,

@@ -45,8 +45,8 @@ class Judge(nn.Module):
         self.unet = copy.deepcopy(unet).requires_grad_(True)
         self.head = nn.Conv2d(channels, 1, 1)
         generator = torch.Generator().manual_seed(seed)
-        self.head.weight.data = torch.randn(self.head.weight.shape, generator=generator) / channels**0.5
-        self.head.bias.data.zero_()
+        state = {"weight": torch.randn(self.head.weight.shape, generator=generator) / channels**0.5}
+        self.head.load_state_dict(state | {"bias": torch.zeros(1)})
 
     def forward(self, sample: torch.Tensor, levels: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.head(self.unet(sample, levels, *conditions))
