@@ -121,6 +121,7 @@ def _run_stage(job: Job, stage: PlannedStage, name: str, parent: Variant) -> Pat
         sample=job.feed.sample,
         seed=job.plan.recipe.seed,
         scratch=job.store.scratch(stage.key),
+        diffusion=job.feed.diffusion() if stage.method.startswith("distill.") else None,
         progress=lambda done, total, text: job.tell(
             Event(kind="progress", name=name, text=text, done=done, total=total)
         ),
@@ -198,7 +199,7 @@ def _finish(
     rows += [{"subject": item.format, **compare.to_json(m)} for item in exported for m in item.measurements]
     run.write_measurements(rows)
     write_json(run.root / "verdicts.json", [gates.to_json(v) for v in found])
-    report = write_report(job, variant, measured, found, exported)
+    report = write_report(job, variant, measured, found, exported, zoo)
     entry = None
     if passed and exported:
         write_entry_files(plan, run.root, variant, measured, exported)

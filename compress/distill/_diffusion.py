@@ -81,7 +81,10 @@ def refuse(stage: StageInput, lesson: StepLesson, name: str) -> Diffusion:
     """
     _lesson.refuse_training(stage, lesson, name)
     if stage.diffusion is None:
-        raise UserError(f"{name} takes steps out of a diffusion UNet's sampling; this component is none")
+        raise UserError(
+            f"{name} takes steps out of a diffusion UNet's sampling; this component is none, or does not have beside "
+            "it encoder/, text_encoder/, tokenizer.json, scheduler.json and latents.json of its training"
+        )
     if lesson.guidance != 1.0 and stage.diffusion.empty is None:
         raise UserError(f"{name}: guidance {lesson.guidance} needs the states of an empty text, which this data lacks")
     return stage.diffusion

@@ -113,9 +113,11 @@ def _onnx(path: Path, threads: int) -> FileNetwork:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # as export.onnx runs it
+    state = runtime.capi.onnxruntime_pybind11_state
+    damaged = (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.InvalidArgument, state.NotImplemented)
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own exceptions have no common base that is public
+    except (*damaged, state.RuntimeException, state.NoModel) as error:
         raise ValueError(str(error).splitlines()[0]) from error
     types = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
     slots = tuple(Slot(shape=_shape(i.shape), dtype=types.get(i.type, np.float32)) for i in session.get_inputs())
