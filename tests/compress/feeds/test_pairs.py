@@ -44,7 +44,7 @@ def pictures(tmp_path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i, name in enumerate(NAMES):
-        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{name}.png")
     rows = "".join(f"{name}.png\t{name}\n" for name in NAMES)
     (folder / "captions.tsv").write_text("file\tname\n" + rows)
@@ -52,7 +52,7 @@ def pictures(tmp_path) -> Path:
 
 
 def source_of(family: Path, pictures: Path) -> Source:
-    chosen = {"source": str(pictures), "count": 3, "size": 32}
+    chosen = {"source": str(pictures), "count": 3, "size": 64}
     return Source(
         arch=tiny.unet().arch,
         folder=family / "unet",
@@ -65,7 +65,7 @@ def source_of(family: Path, pictures: Path) -> Source:
 def test_each_latent_comes_with_its_own_caption(family, pictures):
     modules = {leaf: load_variant(family / leaf).module for leaf in ("encoder", "text_encoder")}
     found = _pairs.diffusion(source_of(family, pictures), modules.__getitem__)
-    clean, states = found.clean(7, 6, 32)
+    clean, states = found.clean(7, 6, 64)
     words = tokenizer.load(family / "tokenizer.json")
     seen = set()
     for latent, state in zip(clean, states, strict=True):
@@ -83,10 +83,10 @@ def test_each_latent_comes_with_its_own_caption(family, pictures):
         assert distances[name] < 1e-5 and torch.allclose(latent, expected, atol=1e-4)
         seen.add(name)
     assert len(seen) > 1
-    again = found.clean(7, 6, 32)
+    again = found.clean(7, 6, 64)
     assert torch.equal(again[0], clean) and torch.equal(again[1], states)
-    assert not torch.equal(found.clean(8, 6, 32)[0], clean)
-    assert found.clean(0, 2, 64)[0].shape == (2, 8, 8, 8)
+    assert not torch.equal(found.clean(8, 6, 64)[0], clean)
+    assert found.clean(0, 2, 32)[0].shape == (2, 8, 4, 4)
     assert found.schedule == Schedule() and found.empty[0].shape == (1, 5, 12)
 
 
