@@ -15,7 +15,10 @@ from compress.records import Variant
 from compress.schema import Schema
 
 NAMES = [file.stem for file in sorted(Path(registry.__file__).parent.glob("export/*.py")) if file.stem[0] != "_"]
-PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript")}  # what each format's runtime and writer are
+PACKAGES = {
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "litert": ("ai_edge_litert",),
+}  # what each format's runtime and writer are
 METADATA = {"component": "tiny/decoder", "recipe": "decoder/tiny"}
 
 each = pytest.mark.parametrize("name", NAMES)
