@@ -142,7 +142,7 @@ def _place(folder: Path, leaf: Leaf, given: str | None) -> Path:
         root = Path(given)
         choices = [root, root / leaf, root / "variant", PRESETS / given]
     for place in choices:
-        if place.is_file() or (place / "arch.json").is_file() or place.suffix in _run.suffixes():
+        if place.is_file() or (place / "arch.json").is_file():
             return place
         inside = [p for suffix in _run.suffixes() for p in sorted(place.glob(f"*{suffix}"))]
         if inside:

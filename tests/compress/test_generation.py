@@ -16,6 +16,7 @@ from PIL import Image
 
 pytest.importorskip("tokenizers", reason="prompts go through Hugging Face's tokenizers")
 
+from compress import registry
 from compress.cli import main
 from compress.components import build, save_variant
 from compress.components.text_encoder import TextLayerConfig
@@ -40,6 +41,12 @@ def text_encoder():
     return Variant(component="tiny/text_encoder", arch=arch, module=tiny._seeded(build(arch), 0))
 
 
+PACKAGES = {
+    "onnx": "onnxruntime",
+    "litert": "ai_edge_litert",
+    "openvino": "openvino",
+    "executorch": "executorch",
+}
 PARTS = {"text_encoder": text_encoder, "unet": tiny.unet, "decoder": tiny.decoder}
 
 
@@ -59,16 +66,21 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory) -> Path:
     """The same as three ONNX files."""
-    onnx = pytest.importorskip("compress.export.onnx")
-    pytest.importorskip("onnxruntime", reason="export.onnx is tried in ONNX Runtime")
-    folder = tmp_path_factory.mktemp("files")
+    return written(model, tmp_path_factory.mktemp("files"), "onnx")
+
+
+def written(model: Path, folder: Path, name: str) -> Path:
+    """The model as three exported files."""
+    pytest.importorskip(PACKAGES[name], reason="the files are run")
+    exporter = registry.load(f"export.{name}")
     inputs = {
         "text_encoder": (torch.zeros(1, 5, dtype=torch.int64),),
         "unet": (torch.zeros(1, 8, 4, 4), torch.zeros(1), torch.zeros(1, 5, 12)),
         "decoder": (torch.zeros(1, 8, 4, 4),),
     }
     for leaf, make in PARTS.items():
-        onnx.export(make().module, inputs[leaf], folder / f"{leaf}.onnx", onnx.Config(dynamic=False), metadata={})
+        config = exporter.Config(**({"dynamic": False} if "dynamic" in exporter.Config.model_fields else {}))
+        exporter.export(make().module, inputs[leaf], folder / f"{leaf}{exporter.SUFFIX}", config, metadata={})
     for name in ("tokenizer.json", "scheduler.json", "latents.json", "sampling.json"):
         (folder / name).write_bytes((model / name).read_bytes())
     return folder
@@ -90,15 +102,23 @@ def test_the_same_words_and_seed_give_the_same_picture(model, tmp_path, capsys):
     assert "32x32, 2 steps of ddim, guidance 2, seed 3" in said and "unet: torch" in said
 
 
-def test_exported_files_draw_what_the_variants_draw_without_torch(model, exported, tmp_path):
+RUNTIMES = {"onnx": "ONNX Runtime", "litert": "LiteRT", "openvino": "OpenVINO", "executorch": "ExecuTorch"}
+
+
+@pytest.mark.parametrize("name", [n for n in RUNTIMES if f"export.{n}" in registry.names("export")])
+def test_exported_files_draw_what_the_variants_draw_without_torch(model, tmp_path, request, name):
+    folder = request.getfixturevalue("exported") if name == "onnx" else written(model, tmp_path, name)
     line = ["generate", "red apple", "--model", str(model), "--out", str(tmp_path / "torch.png")]
     assert main(line) == 0
-    line = ["generate", "red apple", "--model", str(exported), "--out", str(tmp_path / "onnx.png")]
-    code = f"import sys; sys.modules['torch'] = None; from compress.cli import main; sys.exit(main({line!r}))"
+    for setting in model.glob("*.json"):
+        (folder / setting.name).write_bytes(setting.read_bytes())
+    line = ["generate", "red apple", "--model", str(folder), "--out", str(tmp_path / "files.png")]
+    without = "" if name == "executorch" else "sys.modules['torch'] = None; "  # its own package is made of tensors
+    code = f"import sys; {without}from compress.cli import main; sys.exit(main({line!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "unet: ONNX Runtime" in done.stdout
-    assert np.abs(pixels(tmp_path / "torch.png") - pixels(tmp_path / "onnx.png")).max() <= 1
+    assert f"unet: {RUNTIMES[name]}" in done.stdout
+    assert np.abs(pixels(tmp_path / "torch.png") - pixels(tmp_path / "files.png")).max() <= 1
 
 
 def test_parts_are_taken_from_where_the_user_says(model, exported, tmp_path, capsys):
