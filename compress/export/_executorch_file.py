@@ -17,7 +17,7 @@ import torch
 
 from compress.errors import UserError
 
-CONV, DEPTHWISE, LINEAR = 7, 14, 2  # members of XNodeUnion, from 1
+CONV, DEPTHWISE, LINEAR = 7, 13, 2  # members of XNodeUnion, from 1
 CONV_FILTER, LINEAR_FILTER = 16, 1  # fields of their tables
 QUANTIZED = 2  # member of XValueUnion
 PER_CHANNEL = 1  # member of XNNQuantParams
