@@ -18,7 +18,7 @@ def take(inputs: Inputs, start: int, stop: int) -> Inputs:
 
 
 def spread(inputs: Inputs, count: int) -> Inputs:
-    """At most `count` samples: spread evenly over the time steps, one number per sample, if there are any; else the first.
+    """At most `count` samples: spread evenly over the time steps, one number per sample, if any; else the first.
 
     A diffusion UNet sees other ranges at other time steps, so the few that a measurement keeps must not be of one kind.
     """
