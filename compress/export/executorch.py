@@ -129,26 +129,52 @@ def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
         runtime = require("executorch.runtime", extra="executorch", purpose=purpose)
         native = require("executorch.extension.pybindings.portable_lib", extra="executorch", purpose=purpose)
         require("executorch.kernels.quantized", extra="executorch", purpose=purpose)
-    try:
-        program = runtime.Runtime.get().load_program(data)
-        method = program.load_method("forward")
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"{path}: ExecuTorch cannot load it ({error}); export the variant again") from error
-    count = method.metadata.num_inputs()
-    kinds = [_kind(method.metadata.input_tensor_meta(index).dtype()) for index in range(count)]
-
-    if native._threadpool_get_thread_count() != threads:
-        native._unsafe_reset_threadpool(threads)
+    loaded = _Loaded(path, data, runtime, native, threads)
+    kinds = loaded.kinds()
 
     def call(*inputs: torch.Tensor) -> torch.Tensor:
-        method = program.load_method("forward")  # the same one every time; the program must outlive it
         made = []
         for one in split(inputs, 1):
             given = tuple(x.detach().contiguous().to(kind) for x, kind in zip(one, kinds, strict=True))
-            made.append(method.execute(given)[0].clone())
+            made.append(loaded.method().execute(given)[0].clone())
         return torch.cat(made)
 
     return call
+
+
+class _Loaded:
+    """A program and its method; loaded again where the pool of threads that it was loaded with is gone.
+
+    A method keeps the address of the process's only pool, and a pool of another size is another pool.
+    """
+
+    resets = 0  # of the pool, in this process
+
+    def __init__(self, path: Path, data: bytes, runtime: Any, native: Any, threads: int) -> None:
+        self.path, self.data, self.runtime, self.native, self.threads = path, data, runtime, native, threads
+        self.seen = -1
+        self.program: Any = None
+
+    def method(self) -> Any:
+        if self.native._threadpool_get_thread_count() != self.threads:
+            self.native._unsafe_reset_threadpool(self.threads)
+            _Loaded.resets += 1
+        if self.program is None or self.seen != _Loaded.resets:
+            self.program, self.seen = self._read(), _Loaded.resets
+        return self.program.load_method("forward")  # the same one every time; the program must outlive it
+
+    def _read(self) -> Any:
+        try:
+            program = self.runtime.Runtime.get().load_program(self.data)
+            program.load_method("forward")
+        except (RuntimeError, KeyError) as error:
+            raise UserError(f"{self.path}: ExecuTorch cannot load it ({error}); export the variant again") from error
+        return program
+
+    def kinds(self) -> list[torch.dtype]:
+        """The types of the inputs."""
+        metadata = self.method().metadata
+        return [_kind(metadata.input_tensor_meta(index).dtype()) for index in range(metadata.num_inputs())]
 
 
 def _kind(number: int) -> torch.dtype:

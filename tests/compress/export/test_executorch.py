@@ -206,3 +206,14 @@ def test_a_decoder_is_one_piece(tmp_path):
     with torch.no_grad():
         expected = module(*x)
     torch.testing.assert_close(executorch.load(tmp_path / "d.pte", threads=1)(*x), expected, atol=5e-6, rtol=0)
+
+
+def test_files_on_different_numbers_of_threads_run_in_turn(parts):
+    _, _, x, path = parts
+    one, two = executorch.load(path, threads=1), executorch.load(path, threads=2)
+    expected = one(*x)
+    for run in (one, two, executorch.load(path, threads=1), one, two):  # each change frees the pool of the one before
+        for _ in range(20):
+            torch.testing.assert_close(run(*x), expected, atol=1e-5, rtol=0)
+    batch = tuple(torch.cat([given] * 3) for given in x)
+    assert torch.equal(one(*batch), expected.expand(3, -1))
