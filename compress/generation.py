@@ -175,6 +175,11 @@ def _is_file(place: Path) -> bool:
 def _module(place: Path) -> Any:
     from compress.components import load_variant
 
+    if not (place / "weights.safetensors").is_file():
+        raise UserError(
+            f"{_short(place)} comes without weights: train it (scripts/train_t2i.py) and give --model FOLDER, or give "
+            "a trained part in its place"
+        )
     return load_variant(place).module
 
 
