@@ -142,7 +142,7 @@ def _place(folder: Path, leaf: Leaf, given: str | None) -> Path:
         root = Path(given)
         choices = [root, root / leaf, root / "variant", PRESETS / given]
     for place in choices:
-        if place.is_file() or (place / "arch.json").is_file():
+        if place.is_file() or (place / "arch.json").is_file() or (place.is_dir() and _is_file(place)):
             return place
         inside = [p for suffix in _run.suffixes() for p in sorted(place.glob(f"*{suffix}"))]
         if inside:

@@ -26,6 +26,7 @@ from compress.sampling.latents import LatentScale
 
 PACKAGES = {
     "onnx": "onnxruntime",
+    "ort": "onnxruntime",
     "litert": "ai_edge_litert",
     "openvino": "openvino",
     "executorch": "executorch",
@@ -81,7 +82,13 @@ def test_the_same_words_and_seed_give_the_same_picture(model, tmp_path, capsys):
     assert "32x32, 2 steps of ddim, guidance 2, seed 3" in said and "unet: torch" in said
 
 
-RUNTIMES = {"onnx": "ONNX Runtime", "litert": "LiteRT", "openvino": "OpenVINO", "executorch": "ExecuTorch"}
+RUNTIMES = {
+    "onnx": "ONNX Runtime",
+    "ort": "ONNX Runtime",
+    "litert": "LiteRT",
+    "openvino": "OpenVINO",
+    "executorch": "ExecuTorch",
+}
 
 
 @pytest.mark.parametrize("name", [n for n in RUNTIMES if f"export.{n}" in registry.names("export")])

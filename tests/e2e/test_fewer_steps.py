@@ -57,7 +57,7 @@ def test_the_whole_chain(captioned: Path, tmp_path: Path, capsys: Any, monkeypat
     path, out = recipe(tmp_path, captioned, [stage]), tmp_path / "out"
     assert main(["run", str(path), "--out", str(out), "--checkpoint", str(family)]) == 0
     verdicts = json.loads((out / "verdicts.json").read_text())
-    assert any("sampling steps" in row["metric"] and row["value"] == 2 for row in verdicts)
+    assert any("sampling steps" in row["statistic"] and row["value"] == 2 for row in verdicts)
     capsys.readouterr()
     line = ["generate", "red", "--model", str(family), "--unet", str(out), "--pixels", "32", "--steps", "2"]
     assert main([*line, "--guidance", "1", "--solver", "ddim", "--out", str(tmp_path / "red.png")]) == 0
