@@ -142,7 +142,7 @@ def _place(folder: Path, leaf: Leaf, given: str | None) -> Path:
         root = Path(given)
         choices = [root, root / leaf, root / "variant", PRESETS / given]
     for place in choices:
-        if place.is_file() or (place / "arch.json").is_file():
+        if place.is_file() or (place / "arch.json").is_file() or (place.is_dir() and _is_file(place)):
             return place
         inside = [p for suffix in _run.suffixes() for p in sorted(place.glob(f"*{suffix}"))]
         if inside:
@@ -175,6 +175,11 @@ def _is_file(place: Path) -> bool:
 def _module(place: Path) -> Any:
     from compress.components import load_variant
 
+    if not (place / "weights.safetensors").is_file():
+        raise UserError(
+            f"{_short(place)} comes without weights: train it (scripts/train_t2i.py) and give --model FOLDER, or give "
+            "a trained part in its place"
+        )
     return load_variant(place).module
 
 
