@@ -41,7 +41,23 @@ def planned(recipe: str, given: Given) -> "Plan":
     """
     from compress.recipe import find, read_recipe
 
-    return planned_with(read_recipe(find(recipe)), given)
+    path = find(recipe)
+    look_at(path, given)
+    return planned_with(read_recipe(path), given)
+
+
+def look_at(recipe: Path, given: Given) -> None:
+    """Refuse a damaged checkpoint before anything large is imported.
+
+    Raises:
+        UserError: the file and what is wrong with it.
+    """
+    from compress.headers import look
+    from compress.located import read_document
+
+    if given.checkpoint is not None:
+        component = read_document(recipe).data.get("component")
+        look(given.checkpoint, component.rpartition("/")[2] if isinstance(component, str) else "")
 
 
 def planned_with(recipe: "Recipe", given: Given) -> "Plan":
