@@ -1,11 +1,11 @@
 """8-bit decoders of other tools with their defaults, beside ours: same teacher, same photographs, same runtime, one run.
 
-python benchmarks/peers.py [--component md-tiny/decoder] [--size 256] [--calibration 32] [--evaluation 16] [--seconds 20]
+python benchmarks/peers.py [--component md-tiny/decoder] [--size 256] [--calibration 16] [--evaluation 8] [--seconds 8]
 
 Quality: PSNR of each file's pictures to the float decoder's own pictures, mean and worst over the evaluation
 photographs, and LPIPS (st-alex) to the photographs beside the float decoder's. Latency: each file against the float
 file, interleaved pairs in ONNX Runtime (in OpenVINO for the last rows), ratio with its interval. Needs the extras
-onnx, nncf, lpips, photographs; openvino is measured where it is installed.
+onnx, nncf, lpips, photographs; openvino is measured where it is installed. Some four minutes on one free core.
 """
 
 import argparse
@@ -30,11 +30,13 @@ from eval.metrics import latency, lpips, psnr
 OURS = {
     "ours: quantize.static, defaults": ("quantize.static", {}),
     "ours: quantize.static, linear in float": ("quantize.static", {"exclude": ("linear",)}),
+    "ours: quantize.static, protect 0.05": ("quantize.static", {"protect": 0.05}),
 }
 
 
 def main() -> None:
     options = parsed()
+    torch.set_num_threads(options.threads)
     decoder = load_variant(find(options.component), options.component)
     encoder = load_variant(find(f"{options.component.rpartition('/')[0]}/encoder")).module
     calibration, _ = latents(encoder, "calibration", options)
@@ -62,9 +64,10 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--component", default="md-tiny/decoder")
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--calibration", type=int, default=32)
-    parser.add_argument("--evaluation", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--calibration", type=int, default=16)
+    parser.add_argument("--evaluation", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json")
     return parser.parse_args()
 
@@ -139,7 +142,10 @@ def judged(name, path, base, evaluation, exact, truth, net, own, seconds, load=i
     made = outputs(run, evaluation, 1).clamp(0, 1)
     example = take(evaluation, 0, 1)
     taken = latency.paired_ratio(
-        lambda: reference(*example), lambda: run(*example), sampling=latency.Sampling(seconds=seconds), runtime=runtime
+        lambda: reference(*example),
+        lambda: run(*example),
+        sampling=latency.Sampling(seconds=seconds, min_pairs=9),
+        runtime=runtime,
     )
     db = psnr.measure(exact, made)
     return {
@@ -164,9 +170,10 @@ def in_openvino(files, base, evaluation, exact, truth, net, own, seconds):
         print("openvino is not installed: its rows are left out")
         return
     core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
 
     def load(path: Path) -> Callable[..., torch.Tensor]:
-        compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = core.compile_model(core.read_model(path), "CPU", settings)
         return lambda x: torch.from_numpy(compiled([x.numpy()])[0].copy())
 
     for name, path in files.items():

@@ -27,7 +27,7 @@ GROUPS = {
     "weights": ("The backbones of the standard LPIPS nets, pinned by SHA-256.", ("list", "add", "verify")),
     "zoo": (
         "A folder of variants that passed their gates.",
-        ("add", "list", "show", "diff", "verify", "pull", "promote"),
+        ("add", "list", "show", "diff", "verify", "pull", "promote", "gallery"),
     ),
 }
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

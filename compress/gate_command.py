@@ -64,7 +64,9 @@ def gate(
         judged = tuple(one.without_baseline() for one in judged)
     verdicts = [verdict for one in judged for verdict in one.verdicts]
     if out is not None:
-        gate_report.write_files(judged, case, out, title=f"{made.recipe.name} of {path.name}")
+        gate_report.write_files(
+            judged, case, out, title=f"{made.recipe.name} of {path.name}", baseline=demands.baseline
+        )
     if as_json:
         drawing.print_json([records.to_json(verdict) for verdict in verdicts])
     else:
@@ -106,7 +108,9 @@ def _update(path: Path, judged: "Sequence[Judged]", *, passed: bool) -> None:
     elif before == after:
         console.print(f"{path} holds these numbers already", highlight=False, markup=False, soft_wrap=True)
     else:
-        write_text(path, baseline.to_text(after))
+        replaced = {name: was for name, was in before.items() if was != after[name]}
+        history = baseline.remembered(baseline.read_history(path) if path.exists() else {}, replaced)
+        write_text(path, baseline.to_text(after, history))
         console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 

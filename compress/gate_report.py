@@ -1,20 +1,23 @@
 """What a gate says, as files for CI: verdicts.json, junit.xml, summary.md, measurements.jsonl, report.html."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from compress import report_pictures
 from compress.files import write_json, write_text
-from compress.reporting import per_sample, pixels, quality_facts, values_of, verdict_row
+from compress.reporting import per_sample, quality_facts, verdict_row
 from compress.runs import environment
 from compress.standalone_gate import Case, Judged
+from eval import baseline as baselines
 from eval import compare, gates, junit, summary
 from eval.report import page, records
 
 
-def write_files(judged: Sequence[Judged], case: Case, folder: Path, *, title: str) -> None:
-    """Write every file; those that were there are replaced."""
+def write_files(
+    judged: Sequence[Judged], case: Case, folder: Path, *, title: str, baseline: Path | None = None
+) -> None:
+    """Write every file; those that were there are replaced. `baseline` is what the gates were compared with."""
     verdicts = [verdict for one in judged for verdict in one.verdicts]
     write_json(folder / "verdicts.json", [gates.to_json(verdict) for verdict in verdicts])
     write_text(folder / "junit.xml", junit.to_junit(verdicts, name=title))
@@ -22,13 +25,16 @@ def write_files(judged: Sequence[Judged], case: Case, folder: Path, *, title: st
     rows = [{"subject": one.taken.subject, **compare.to_json(m)} for one in judged for m in one.taken.measurements]
     lines = [json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows]
     write_text(folder / "measurements.jsonl", "".join(lines))
-    page.write(_report(judged, case, title), folder / "report.html")
+    page.write(_report(judged, case, title, baseline), folder / "report.html")
 
 
-def _report(judged: Sequence[Judged], case: Case, title: str) -> records.Report:
+def _report(judged: Sequence[Judged], case: Case, title: str, baseline: Path | None) -> records.Report:
     verdicts = [verdict for one in judged for verdict in one.verdicts]
     first = judged[0]
-    measurements = first.taken.measurements
+    measurements, made = first.taken.measurements, first.taken.outputs
+    truth, decode = case.basis.truth, made.__getitem__
+    alike = truth is not None and made.shape == truth.shape
+    strip = report_pictures.strip(case.basis, measurements, decode) if alike else ()
     return records.Report(
         title=title,
         component=case.plan.recipe.component,
@@ -36,12 +42,42 @@ def _report(judged: Sequence[Judged], case: Case, title: str) -> records.Report:
         verdicts=tuple(verdict_row(verdict) for verdict in verdicts),
         facts=_facts(first),
         lpips_net=next((m.net for m in measurements if m.metric == "lpips"), None),
-        pictures=_pictures(first, case),
+        pictures=report_pictures.in_full(case.basis, measurements, decode) if alike else (),
+        strip=strip,
+        strip_left_out=len(case.basis.names) - len(strip) if strip else 0,
         latency=_latency(first),
         per_image=per_sample(case.basis, measurements),
+        history=_history(first, baseline),
         environment=environment(),
         notes=case.plan.notes,
     )
+
+
+def _history(judged: Judged, source: Path | None) -> records.History | None:
+    """Every number of the baseline and of its earlier updates beside today's; None without a baseline."""
+    if judged.before is None or source is None:
+        return None
+    earlier = baselines.read_history(source).get(judged.taken.subject, ()) if source.is_file() else ()
+    moments = (*earlier, baselines.past(judged.before), baselines.past(judged.now))
+    names = dict.fromkeys(name for moment in reversed(moments) for name in moment.values)
+    units = {name: m.unit for name, m in baselines.named(judged.now)}
+    return records.History(
+        source=source.name,
+        series=tuple(
+            records.Series(
+                label=name,
+                unit=units.get(name, "bytes" if name.endswith("bytes") else ""),
+                values=tuple(moment.values.get(name) for moment in moments),
+                comparable=tuple(_comparable(moment, moments[-1], name) for moment in moments),
+            )
+            for name in names
+        ),
+        differing=baselines.differing_conditions(judged.before.conditions, judged.now.conditions),
+    )
+
+
+def _comparable(then: baselines.Past, now: baselines.Past, name: str) -> bool:
+    return not baselines.differing_conditions(then.conditions, now.conditions, host=name.startswith("latency"))
 
 
 def _facts(judged: Judged) -> tuple[records.Fact, ...]:
@@ -64,27 +100,4 @@ def _latency(judged: Judged) -> records.LatencySamples | None:
         noise_floor=taken.noise_floor,
         host=taken.host,
         runtime=taken.runtime,
-    )
-
-
-def _pictures(judged: Judged, case: Case) -> tuple[records.Picture, ...]:
-    """The photographs on which the candidate lost least, a median amount, and most against the reference."""
-    basis, made = case.basis, judged.taken.outputs
-    if basis.truth is None or made.shape != basis.truth.shape:
-        return ()
-    ours = values_of(judged.taken.measurements, "psnr")
-    theirs = values_of(judged.taken.measurements, "psnr", "reference")
-    drops = [t - o if math.isfinite(t - o) else math.inf for o, t in zip(ours, theirs, strict=True)]
-    order = sorted(range(len(drops)), key=drops.__getitem__)
-    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    return tuple(
-        records.Picture(
-            name=basis.names[i],
-            why=why,
-            score=f"PSNR {ours[i]:.2f} dB, {drops[i]:.2f} dB below the reference",
-            original=pixels(basis.truth[i]),
-            reference=pixels(basis.reference[i]),
-            candidate=pixels(made[i]),
-        )
-        for why, i in chosen.items()
     )

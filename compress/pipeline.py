@@ -198,7 +198,7 @@ def _finish(
     rows += [{"subject": item.format, **compare.to_json(m)} for item in exported for m in item.measurements]
     run.write_measurements(rows)
     write_json(run.root / "verdicts.json", [gates.to_json(v) for v in found])
-    report = write_report(job, variant, measured, found, exported)
+    report = write_report(job, variant, measured, found, exported, zoo)
     entry = None
     if passed and exported:
         write_entry_files(plan, run.root, variant, measured, exported)

@@ -1,7 +1,9 @@
 """Recipe -> Plan: what will run, in which order, under which keys, and what it will cost; no weight is opened."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from compress.nn.qmodules import quantizable
 from compress.nn.structure import Kind, example_inputs
 from compress.own_code import Code
 from compress.recipe import PlannedConfig, Recipe
-from compress.records import Arch, Needs, Prediction
+from compress.records import Arch, Held, Needs, Prediction
 from compress.store import code_digest, key_of
 
 
@@ -195,12 +197,21 @@ def _check_exports(recipe: Recipe, prediction: Prediction) -> None:
     problems = [
         f"export {item.format}: {problem}"
         for item in recipe.export
-        for problem in registry.load(f"export.{item.format}").refuse(
-            prediction.weight_bits, prediction.granularity, prediction.activation_bits
-        )
+        for held in _held(prediction)
+        for problem in registry.load(f"export.{item.format}").refuse(held.bits, held.granularity, held.activation_bits)
     ]
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _held(prediction: Prediction) -> tuple[Held, ...]:
+    """Every way in which a layer may be held."""
+    first = Held(
+        bits=prediction.weight_bits,
+        granularity=prediction.granularity,
+        activation_bits=prediction.activation_bits,
+    )
+    return (first, *prediction.others)
 
 
 def _folder_digest(folder: Path) -> dict[str, str]:
@@ -232,7 +243,7 @@ def _forecast(prediction: Prediction, pixels: int) -> Forecast:
             module = kind.build(arch.config)
         measured = cost.measure(module, example_inputs(kind, arch.config, pixels))
         costs.append(measured)
-        stored.append(measured.weight_bytes - _bytes_saved(module, prediction))
+        stored += [measured.weight_bytes - saved for saved in _bytes_saved(module, prediction)]
     return Forecast(
         parameters=_span([c.parameters for c in costs]),
         macs=_span([c.macs for c in costs]),
@@ -244,13 +255,21 @@ def _span(values: list[int]) -> Span:
     return Span(low=min(values), high=max(values))
 
 
-def _bytes_saved(module: nn.Module, prediction: Prediction) -> int:
-    """What quantizing the weights will save: float32 weights against packed codes and their scales or tables."""
-    if prediction.granularity is None:
+def _bytes_saved(module: nn.Module, prediction: Prediction) -> tuple[int, int]:
+    """What quantizing the weights saves at least and at most: float32 against packed codes, scales and tables."""
+    layers = [
+        layer
+        for name, layer in quantizable(module).items()
+        if not any(fnmatchcase(name, pattern) for pattern in prediction.in_float)
+    ]
+    saved = [[_saved(layer.weight.shape, held) for held in _held(prediction)] for layer in layers]
+    least, most = sum(min(row) for row in saved), sum(max(row) for row in saved)
+    if prediction.bytes_per_weight is not None:
+        least = max(least, ceil((4 - prediction.bytes_per_weight) * sum(layer.weight.numel() for layer in layers)))
+    return least, most
+
+
+def _saved(shape: Sequence[int], held: Held) -> int:
+    if held.granularity is None:
         return 0
-    saved = 0
-    for name, layer in quantizable(module).items():
-        if not any(fnmatchcase(name, pattern) for pattern in prediction.in_float):
-            stored = stored_bytes(layer.weight.shape, bits=prediction.weight_bits, granularity=prediction.granularity)
-            saved += 4 * layer.weight.numel() - stored
-    return saved
+    return 4 * prod(shape) - stored_bytes(shape, bits=held.bits, granularity=held.granularity)

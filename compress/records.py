@@ -125,6 +125,15 @@ class StageResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A way in which layers may be held; 32 bits without a granularity mean float."""
+
+    bits: int
+    granularity: Any  # compress.nn.affine.Granularity, or None
+    activation_bits: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What a plan knows before anything runs: architectures that bound what the stages can end with, and bits."""
 
@@ -133,6 +142,8 @@ class Prediction:
     activation_bits: int = 32
     granularity: Any = None  # compress.nn.affine.Granularity of quantized weights
     in_float: tuple[str, ...] = ()  # patterns of layers that are not quantized
+    others: tuple[Held, ...] = ()  # how single layers may be held instead, where a method chooses for each
+    bytes_per_weight: float | None = None  # what quantized weights have at most, scales included, on average
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

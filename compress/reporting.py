@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from compress import layer_rows, report_pictures, rivals
 from compress.evaluation import Basis, Job, Measured, StageSummary
 from compress.export_stage import Exported
 from compress.nn.batches import outputs, take
-from compress.records import Inputs, Variant
+from compress.records import Variant
+from compress.report_pictures import values_of
 from compress.runs import environment
-from eval import gates, metrics
+from eval import gates
 from eval.compare import Measurement
 from eval.report import page, records
 
@@ -25,11 +26,29 @@ def write_report(
     measured: Measured,
     verdicts: Sequence[gates.Verdict],
     exported: Sequence[Exported],
+    zoo: Path,
 ) -> Path:
-    """Draw report.html; pictures and latencies are those of the first exported file, else of the torch variant."""
+    """Draw report.html; pictures and latencies are those of the first exported file, else of the torch variant.
+
+    Args:
+        job: What was run.
+        variant: What came out.
+        measured: Its stages.
+        verdicts: What the gates say.
+        exported: Its files.
+        zoo: The folder whose entries of the same component it is compared with.
+    """
     plan, run = job.plan, job.run
     shipped = exported[0] if exported else None
     measurements = shipped.measurements if shipped else measured.final.measurements
+
+    def decode(number: int) -> torch.Tensor:
+        if shipped:
+            return shipped.outputs[number]
+        return outputs(variant.module, take(measured.basis.inputs, number, number + 1))[0]
+
+    strip = report_pictures.strip(measured.basis, measurements, decode)
+    costs = (measured.final.cost, measured.stages[0].cost)
     report = records.Report(
         title=plan.recipe.name,
         component=plan.recipe.component,
@@ -55,7 +74,17 @@ def write_report(
             for stage in variant.lineage
             for s in stage.skipped
         ),
-        pictures=_pictures(measured, shipped, measurements, variant),
+        pictures=report_pictures.in_full(measured.basis, measurements, decode),
+        strip=strip,
+        strip_left_out=len(measured.basis.names) - len(strip) if strip else 0,
+        trade_off=rivals.trade_off(plan, measured, exported, zoo),
+        layers=layer_rows.layer_rows(variant.module, *costs),
+        layers_removed=layer_rows.removed(*costs),
+        tables=tuple(
+            records.StageTable(stage=stage.method, title=table.title, columns=table.columns, rows=table.rows)
+            for stage in variant.lineage
+            for table in stage.tables
+        ),
         latency=_latency(measured, shipped),
         per_image=per_sample(measured.basis, measurements),
         environment=environment(),
@@ -70,15 +99,6 @@ def mean_of(measurements: Sequence[Measurement], metric: str, of: str = "candida
     found = values_of(measurements, metric, of)
     mean = statistics.fmean(found) if found else math.nan
     return mean if math.isfinite(mean) else None
-
-
-def values_of(measurements: Sequence[Measurement], metric: str, of: str = "candidate") -> tuple[float, ...]:
-    """Values per sample of one metric: of pictures to ground truth, of other tensors to the reference."""
-    against = "ground_truth" if metrics.is_image_metric(metric) else "reference"
-    for m in measurements:
-        if (m.metric, m.of, m.against) == (metric, of, against):
-            return m.values
-    return ()
 
 
 def verdict_row(v: gates.Verdict) -> records.VerdictRow:
@@ -190,44 +210,3 @@ def per_sample(basis: Basis, measurements: Sequence[Measurement]) -> records.Per
         reference_db=values_of(measurements, "psnr", "reference"),
         candidate_db=values_of(measurements, "psnr"),
     )
-
-
-def _pictures(
-    measured: Measured, shipped: Exported | None, measurements: Sequence[Measurement], variant: Variant
-) -> tuple[records.Picture, ...]:
-    """The photographs on which the variant lost least, a median amount, and most against the teacher."""
-    truth = measured.basis.truth
-    if truth is None:
-        return ()
-    ours, theirs = values_of(measurements, "psnr"), values_of(measurements, "psnr", "reference")
-    drops = [(t - o) if math.isfinite(t - o) else math.inf for o, t in zip(ours, theirs, strict=True)]
-    order = sorted(range(len(drops)), key=lambda i: drops[i])
-    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    pictures = []
-    for why, i in chosen.items():
-        output = shipped.outputs[i : i + 1] if shipped else _decoded(variant, measured.basis.inputs, i)
-        pictures.append(
-            records.Picture(
-                name=measured.basis.names[i],
-                why=why,
-                score=_score(ours[i], drops[i]),
-                original=pixels(truth[i]),
-                reference=pixels(measured.basis.reference[i]),
-                candidate=pixels(output[0]),
-            )
-        )
-    return tuple(pictures)
-
-
-def _score(psnr_db: float, drop_db: float) -> str:
-    side = "below" if drop_db >= 0 else "above"
-    return f"PSNR {psnr_db:.2f} dB, {abs(drop_db):.2f} dB {side} the reference"
-
-
-def _decoded(variant: Variant, inputs: Inputs, index: int) -> torch.Tensor:
-    return outputs(variant.module, take(inputs, index, index + 1))
-
-
-def pixels(image: torch.Tensor) -> np.ndarray:
-    """[3, h, w] in [0, 1] to uint8 [h, w, 3]; NaN becomes black, as a screen would show it."""
-    return (image.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

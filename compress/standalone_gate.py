@@ -68,6 +68,7 @@ class Judged:
     taken: Taken
     now: baselines.Baseline
     verdicts: tuple[gates.Verdict, ...]
+    before: baselines.Baseline | None = None  # what it was compared with, where a gate asks for that
 
     def without_baseline(self) -> "Judged":
         """The same without the gates against a baseline, for when it is about to be replaced."""
@@ -115,7 +116,7 @@ def _judged(case: Case, taken: Taken, stored: dict[str, baselines.Baseline]) -> 
         baseline=comparison,
     )
     now = baselines.of_now(conditions, taken.measurements, latency=taken.latency, sizes=taken.sizes)
-    return Judged(taken=taken, now=now, verdicts=verdicts)
+    return Judged(taken=taken, now=now, verdicts=verdicts, before=before)
 
 
 def stored_baselines(path: Path, case: Case, tell: Emit) -> dict[str, baselines.Baseline]:

@@ -239,3 +239,23 @@ def _change(before: float | str | None, after: float | str | None) -> str:
     if not isinstance(before, int | float) or not isinstance(after, int | float) or not before:
         return ""
     return f"{(after - before) / abs(before):+.1%}"
+
+
+def zoo_gallery(zoo: Path, *, out: Path, title: str = "Model zoo") -> int:
+    """Write a zoo as a static site: cards, pictures, trade-off plots, the files to download.
+
+    Parameters
+    ----------
+    zoo
+        The zoo's folder.
+    out
+        The site's folder; a site that was made before is replaced.
+    title
+        What the site is called.
+    """
+    from compress import drawing
+    from compress.zoo_gallery import gallery
+
+    page = gallery(zoo, out, title=title)
+    drawing.console().print(str(page), highlight=False, markup=False, soft_wrap=True)
+    return 0

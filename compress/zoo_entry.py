@@ -15,7 +15,9 @@ from compress.nn.batches import named, take, unnamed
 from compress.nn.qmodules import quantized
 from compress.plan import Plan
 from compress.records import Variant
-from compress.reporting import mean_of, pixels
+from compress.report_pictures import pixels
+from compress.reporting import mean_of
+from compress.rivals import conditions
 from compress.zoo import Entry, Sample
 
 SAMPLES = 2
@@ -130,7 +132,7 @@ def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | f
         ours = mean_of(first.measurements, metric)
         if ours is not None:
             facts[f"{metric}_mean"] = round(ours, 4)
-    return facts
+    return facts | conditions(measured, first.measurements)
 
 
 def _tools(formats: Sequence[str]) -> dict[str, str]:

@@ -6,10 +6,10 @@ reference, by the same definitions and nets, and, for latency, from the same hos
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eval import compare, stats
 from eval.compare import Measurement
@@ -18,6 +18,8 @@ from eval.gate_records import GateSpec, Sizes, net_of
 from eval.metrics.latency import LatencyRatio
 
 SCHEMA = 1
+KEPT = 50  # updates that a baseline file remembers
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,17 @@ class Comparison:
 
     stored: Baseline
     now: Conditions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What the numbers of one subject were at an earlier update: means over the images, and costs."""
+
+    conditions: Conditions
+    values: Mapping[str, float | None]  # named as in `changes`
+
+
+History = Mapping[str, tuple[Past, ...]]  # subject -> its updates, the oldest first
 
 
 def of_now(
@@ -151,6 +164,13 @@ def changes(old: Baseline | None, new: Baseline) -> tuple[tuple[str, float | Non
     return tuple(rows)
 
 
+def named(baseline: Baseline) -> Iterator[tuple[str, Measurement]]:
+    """Its measurements by the names that `changes` has for them."""
+    for name, measurement, _ in _pairs(None, baseline):
+        if measurement is not None:
+            yield name, measurement
+
+
 def _pairs(old: Baseline | None, new: Baseline) -> Iterator[tuple[str, Measurement | None, Measurement | None]]:
     keyed = [{(m.metric, m.net, m.against): m for m in (side.measurements if side else ())} for side in (old, new)]
     for key in dict.fromkeys((*keyed[1], *keyed[0])):
@@ -166,7 +186,18 @@ def _mean(measurement: Measurement | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def to_text(subjects: Mapping[str, Baseline]) -> str:
+def past(baseline: Baseline) -> Past:
+    """A baseline as a later one remembers it."""
+    return Past(conditions=baseline.conditions, values={name: value for name, _, value in changes(None, baseline)})
+
+
+def remembered(history: History, replaced: Mapping[str, Baseline]) -> History:
+    """A history with the baselines that are being replaced at its end; of the oldest, only KEPT stay."""
+    new = {name: (past(was),) for name, was in replaced.items()}
+    return {name: (*history.get(name, ()), *new.get(name, ()))[-KEPT:] for name in dict.fromkeys((*history, *new))}
+
+
+def to_text(subjects: Mapping[str, Baseline], history: History | None = None) -> str:
     """A baseline file, one subject ("variant", "onnx") after the other: the same numbers, the same bytes."""
     rows = {
         name: {
@@ -176,7 +207,9 @@ def to_text(subjects: Mapping[str, Baseline]) -> str:
         }
         for name, one in subjects.items()
     }
-    return json.dumps({"schema": SCHEMA, "subjects": rows}, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    before = {name: [asdict(one) for one in updates] for name, updates in (history or {}).items() if updates}
+    whole = {"schema": SCHEMA, "subjects": rows} | ({"history": before} if before else {})
+    return json.dumps(whole, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read(path: Path) -> dict[str, Baseline]:
@@ -185,6 +218,25 @@ def read(path: Path) -> dict[str, Baseline]:
     Raises:
         EvalError: there is no such file, or it is none of these; says how one is made.
     """
+    return _read(path, lambda whole: {name: _parsed(row) for name, row in whole["subjects"].items()})
+
+
+def read_history(path: Path) -> History:
+    """The earlier updates that a baseline file remembers, by subject; none in files that never were updated.
+
+    Raises:
+        EvalError: as `read`.
+    """
+    return _read(
+        path,
+        lambda whole: {
+            name: tuple(Past(conditions=Conditions(**one["conditions"]), values=dict(one["values"])) for one in updates)
+            for name, updates in whole.get("history", {}).items()
+        },
+    )
+
+
+def _read(path: Path, parse: Callable[[Any], Parsed]) -> Parsed:
     make = "make one with: mdcompress gate ... --update-baseline"
     if not path.is_file():
         raise EvalError(f"{path}: no such baseline; {make}")
@@ -192,7 +244,7 @@ def read(path: Path) -> dict[str, Baseline]:
         whole: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if whole["schema"] != SCHEMA:
             raise EvalError(f"{path}: schema {whole['schema']}, this version knows {SCHEMA}; {make}")
-        return {name: _parsed(row) for name, row in whole["subjects"].items()}
+        return parse(whole)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, EvalError):
             raise

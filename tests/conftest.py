@@ -3,12 +3,14 @@
 import ipaddress
 import itertools
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from browser import Browser, executable
 from hypothesis import settings
 from PIL import Image
 
@@ -117,3 +119,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.clip(rng.uniform(0.35, 0.65, 3) + waves, 0, 1)
         Image.fromarray((255 * pixels).round().astype(np.uint8)).save(folder / f"{number:02}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium, for pages that are to be looked at; tests that need it are skipped where there is none."""
+    if executable() is None:
+        pytest.skip("no Chromium is installed (apt-get install chromium)")
+    with Browser.start() as started:
+        yield started

@@ -12,7 +12,7 @@ from compress.components import build, load_variant, save_variant
 from compress.errors import MissingExtra
 from compress.nn import cost
 from compress.nn.qmodules import quantized
-from compress.records import Needs, Prediction
+from compress.records import Held, Needs, Prediction
 
 SAMPLES = {  # small, quick configurations; a method without an entry is tested with its defaults
     "prune.depth": {"blocks": 2, "samples": 1, "latent_size": 4},
@@ -23,6 +23,7 @@ SAMPLES = {  # small, quick configurations; a method without an entry is tested 
     "quantize.half": {"dtype": "bfloat16"},
     "quantize.adaround": {"steps": 3, "samples": 2, "latent_size": 4, "clip": False},
     "quantize.gptq": {"samples": 2, "latent_size": 4, "sweeps": 1, "clip": False},
+    "quantize.mixed": {"bytes_per_weight": 0.7, "lpips": False, "clip": False, "samples": 1, "latent_size": 4},
     "quantize.palette": {"bits": 5, "channels": 4, "weighted": True},
     "quantize.rtn": {"bits": 4, "clip": False},
     "quantize.smooth": {"observer": "min_max", "clip": False},
@@ -176,7 +177,10 @@ def test_what_was_planned_is_what_came(name, tmp_path):
     if len(ends.ends) == 1:
         assert result.arch == ends.ends[0]
     bits = {layer.layer.bits for layer in quantized(result.module).values()}
-    assert bits == ({ends.weight_bits} if ends.weight_bits < 32 else set())
+    first = Held(bits=ends.weight_bits, granularity=ends.granularity, activation_bits=ends.activation_bits)
+    allowed = {h.bits for h in (first, *ends.others)} - {32}
+    assert bits <= allowed if ends.others else bits == allowed
     ranges = {layer.layer.input.bits for layer in quantized(result.module).values() if layer.layer.input}
     assert ranges == ({ends.activation_bits} if ends.activation_bits < 32 else set())
-    assert all(layer.layer.granularity == ends.granularity for layer in quantized(result.module).values())
+    forms = {(h.bits, h.granularity) for h in (first, *ends.others)}
+    assert all((layer.layer.bits, layer.layer.granularity) in forms for layer in quantized(result.module).values())

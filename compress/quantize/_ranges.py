@@ -167,7 +167,7 @@ def _protect(module: nn.Module, swaps: dict[str, QuantizedModule], inputs: Input
     candidates = [n for n, q in swaps.items() if q.layer.input is not None and macs.get(n, 0) <= budget]
     if not candidates:
         return {}
-    freed = {name: _weights_only(twin) for name, twin in swaps.items()}
+    freed = {name: without_ranges(twin) for name, twin in swaps.items()}
     with torch.no_grad():
         expected = replaced(module, freed)(*few)
 
@@ -187,7 +187,7 @@ def _protect(module: nn.Module, swaps: dict[str, QuantizedModule], inputs: Input
     return protected
 
 
-def _weights_only(twin: QuantizedModule) -> QuantizedModule:
+def without_ranges(twin: QuantizedModule) -> QuantizedModule:
     """The same layer on float activations; shares its tensors."""
     free = copy.copy(twin)
     free.layer = replace(twin.layer, input=None, output=None)

@@ -1,15 +1,19 @@
-"""One self-contained HTML page of a run: no script, no network, the same bytes for the same record.
+"""One self-contained HTML page of a run: no network, the same bytes for the same record.
 
-Styles, charts (SVG) and pictures (PNG) are inside the page, so that it can be mailed, printed and kept.
-Everything that came from outside is escaped by the template engine or by `svg.text`.
+Styles, charts (SVG), pictures (PNG) and the script of the sliders are inside the page, so that it can be mailed,
+printed and kept; it reads without the script. Everything that came from outside is escaped by the template engine or by
+`svg.text`, and the page's own policy lets no other script run and nothing be loaded.
 """
 
+import base64
+import hashlib
 import os
+from importlib import resources
 from pathlib import Path
 
-from eval.report import pictures, svg, tables
-from eval.report.figures import amount, number
-from eval.report.records import LatencySamples, PerImage, Picture, Report
+from eval.report import layers, pictures, svg, tables, tradeoff, trends
+from eval.report.figures import amount, change, number, quantity
+from eval.report.records import LatencySamples, PerImage, Picture, Report, Thumbnail
 
 _OPEN_UP_TO = 8  # a list longer than this starts folded
 
@@ -29,14 +33,19 @@ def render(report: Report) -> str:
     )
     templates.filters["amount"] = amount
     templates.filters["printable"] = svg.printable
-    templates.filters["drawn"] = markupsafe.Markup  # SVG text, escaped by eval.report.svg
+    templates.filters["drawn"] = markupsafe.Markup  # SVG text, escaped by eval.report.svg; and the script
+    script = resources.files("eval.report").joinpath("templates/report.js").read_text(encoding="utf-8")
     return templates.get_template("report.html.j2").render(
         report=report,
         headline=tables.headline(report.passed, report.verdicts),
         facts=tables.fact_cells(report.facts),
         gates=tables.gate_lines(report.verdicts),
         stages=tables.stage_table(report.stages, report.lpips_net),
-        scatter=tables.stage_scatter(report.stages),
+        stage_charts=tradeoff.stage_charts(report.stages),
+        compared=tradeoff.compared(report.trade_off),
+        layers=layers.layer_lines(report.layers),
+        stage_tables=[layers.drawn(table) for table in report.tables],
+        history=trends.trend_lines(report.history),
         achieved=tables.achieved_lines(report.achieved),
         open_up_to=_OPEN_UP_TO,
         pictures=[_panels(picture) for picture in report.pictures],
@@ -44,7 +53,15 @@ def render(report: Report) -> str:
         latency_chart=_latency_chart(report.latency),
         latency_words=_latency_words(report.latency),
         image_chart=_image_chart(report.per_image),
+        strip=[_thumbnail(one) for one in report.strip],
+        script=script,
+        script_digest=digest_of(f"\n{script}"),
     )
+
+
+def digest_of(script: str) -> str:
+    """What a page's Content-Security-Policy calls a script between its tags, every character of it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
 
 
 def write(report: Report, path: Path) -> Path:
@@ -66,10 +83,14 @@ def write(report: Report, path: Path) -> Path:
 def _panels(picture: Picture) -> dict[str, object]:
     """One row of four images with captions; the difference is candidate - reference."""
     panels = [
-        ("Original", picture.original),
-        ("Reference", picture.reference),
-        ("Variant", picture.candidate),
-        (f"Difference \u00d7 {pictures.GAIN}", pictures.difference(picture.reference, picture.candidate)),
+        ("original", "Original", picture.original),
+        ("reference", "Reference", picture.reference),
+        ("candidate", "Variant", picture.candidate),
+        (
+            "difference",
+            f"Difference \u00d7 {pictures.GAIN}",
+            pictures.difference(picture.reference, picture.candidate),
+        ),
     ]
     height, width = picture.original.shape[:2]
     return {
@@ -78,7 +99,19 @@ def _panels(picture: Picture) -> dict[str, object]:
         "score": picture.score,
         "width": width,
         "height": height,
-        "panels": [(caption, pictures.data_address(pixels)) for caption, pixels in panels],
+        "panels": [(role, caption, pictures.data_address(pixels)) for role, caption, pixels in panels],
+    }
+
+
+def _thumbnail(one: Thumbnail) -> dict[str, object]:
+    height, width = one.pixels.shape[:2]
+    return {
+        "name": one.name,
+        "address": pictures.data_address(one.pixels),
+        "width": width,
+        "height": height,
+        "value": quantity(one.value, one.unit),
+        "change": change(one.drop, 0.0, one.unit),
     }
 
 

@@ -6,6 +6,7 @@ Everything is in the units of its name (`_ms`, `_db`, `bytes`). None means "not 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -162,6 +163,104 @@ class PerImage:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Thumbnail:
+    """One photograph of the strip: the variant's picture, small, and what it scores."""
+
+    name: str
+    pixels: np.ndarray  # uint8 [height, width, 3]
+    value: float | None  # in `unit`, to ground truth; None: not a number
+    drop: float | None  # reference - variant, in `unit`
+    unit: str = "dB"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """One file of the component among the others. Its latency is a ratio to the reference in the same runtime."""
+
+    name: str  # "this run, onnx", "decoder/c25"
+    group: Literal["reference", "run", "zoo"]
+    quality: float | None
+    bytes: int | None
+    ratio: float | None
+    runtime: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TradeOff:
+    """The files of one component that may be compared, and those that may not with the reason."""
+
+    quality: str  # "PSNR to ground truth, dB"; more is better
+    unit: str  # of the quality: "dB"
+    contenders: tuple[Contender, ...]
+    left_out: tuple[tuple[str, str], ...] = ()  # name, why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """One layer of the variant; its counterpart in the reference is the layer of the same name."""
+
+    name: str
+    kind: str  # "Conv2d"
+    weights: str  # "8 bits, per channel", "float32"
+    parameters: int
+    macs: int
+    bytes: int
+    reference_bytes: int | None  # None: the reference has no layer of that name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTable:
+    """Figures that a stage measured: the first column names the row, None is not measured.
+
+    Numeric columns that are named alike up to " at " ("mse at 4 bits", "mse at 8 bits") are drawn as a chart; a column
+    "bits" beside them says which of them was chosen.
+    """
+
+    stage: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float | None, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse rows that do not fit.
+
+        Raises:
+            ValueError: a row has not as many cells as there are columns.
+        """
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"table {self.title!r}: {len(row)} values under {len(self.columns)} columns")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One number as it was at every update of the baseline, the oldest first; the last two are the baseline and now."""
+
+    label: str  # "psnr, mean to the ground truth"
+    unit: str
+    values: tuple[float | None, ...]
+    comparable: tuple[bool, ...]  # measured under today's conditions
+
+    def __post_init__(self) -> None:
+        """Refuse a history without a baseline.
+
+        Raises:
+            ValueError: fewer than two values, or not one flag for each.
+        """
+        if len(self.values) < 2 or len(self.values) != len(self.comparable):
+            raise ValueError(f"series {self.label!r}: {len(self.values)} values, {len(self.comparable)} flags")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """Today's numbers against the baseline's and those before it."""
+
+    source: str  # "decoder.json"
+    series: tuple[Series, ...]
+    differing: tuple[str, ...] = ()  # why the baseline may not be compared
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Everything on the page. The same record gives the same bytes."""
@@ -179,6 +278,13 @@ class Report:
     pictures: tuple[Picture, ...] = ()
     latency: LatencySamples | None = None
     per_image: PerImage | None = None
+    strip: tuple[Thumbnail, ...] = ()
+    strip_left_out: int = 0  # photographs that the strip has no room for
+    trade_off: TradeOff | None = None
+    layers: tuple[LayerRow, ...] = ()
+    layers_removed: tuple[str, ...] = ()  # layers with weights that only the reference has
+    tables: tuple[StageTable, ...] = ()
+    history: History | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     recipe: str = ""

@@ -1,4 +1,4 @@
-"""Three kinds of chart as SVG text: a bar, strips of samples, a scatter with its Pareto front.
+"""Charts as SVG text: a bar, strips of samples, a scatter with its Pareto front, lanes of alternatives, a trend.
 
 Horizontal positions are per cent and vertical ones pixels, so that a chart fills any width without scaling its text.
 No axis box and no legend: rows carry their names, and every mark has a <title> that browsers show on hover.
@@ -17,6 +17,7 @@ from eval.report.figures import number, quantity
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _ROW = 70  # pixels of height per strip
+_LANE = 40  # pixels of height per lane
 _EDGE = 2.0  # per cent kept free left and right
 _GOLDEN = 0.6180339887498949  # spreads dots vertically; the same samples always land the same
 
@@ -33,13 +34,28 @@ class Strip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One mark of a scatter: smaller `x` and larger `y` are better. `mark` is the one or two characters inside it."""
+    """One mark of a scatter: smaller `x` and larger `y` are better. `mark` is the one or two characters inside it.
+
+    `tone` is "reference", "variant" or "zoo"; marks of the zoo are square. `key` is kept for scripts, `href` makes a
+    link of the mark.
+    """
 
     x: float
     y: float
     mark: str
     label: str
     tone: str = "variant"
+    key: str = ""
+    href: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """One row of alternatives: a value for each, None where there is none; `chosen` is the index of the one taken."""
+
+    label: str
+    values: tuple[float | None, ...]
+    chosen: int | None = None
 
 
 def text(value: str) -> str:
@@ -92,7 +108,7 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str, title: str) 
     kept = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
     if not kept:
         return _chart(title, 30, [_label("0%", 18, "No mark has both values")])
-    xs, ys = _padded([p.x for p in kept]), _padded([p.y for p in kept])
+    xs, ys = _padded([p.x for p in kept], left=0.2), _padded([p.y for p in kept])
     top, bottom = 34, 252
 
     def y_of(value: float) -> float:
@@ -107,12 +123,57 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str, title: str) 
         _label(_x(tick, xs), bottom + 18, number(tick, _decimals(xs, 5)), anchor="middle", kind="tick")
         for tick in ticks(*xs)
     ]
-    front = pareto_front(kept)
-    for a, b in itertools.pairwise(front):
+    for a, b in itertools.pairwise(pareto_front(kept)):
         parts.append(_front_line(_x(a.x, xs), _x(b.x, xs), y_of(a.y), y_of(a.y)))
         parts.append(_front_line(_x(b.x, xs), _x(b.x, xs), y_of(a.y), y_of(b.y)))
     parts += [_mark(p, _x(p.x, xs), y_of(p.y)) for p in kept]
     return _chart(title, bottom + 44, parts)
+
+
+def lanes(rows: Sequence[Lane], *, names: Sequence[str], marks: Sequence[str], title: str) -> str:
+    """Draw each row's alternatives over one axis of powers of ten; the chosen one is filled.
+
+    Args:
+        rows: The rows, from the top.
+        names: Each alternative's name, for tooltips: "mse at 4 bits".
+        marks: Its one or two characters: "4".
+        title: What the chart shows.
+    """
+    known = [v for row in rows for v in row.values if v is not None and v > 0 and math.isfinite(v)]
+    if not known:
+        return _chart(title, 30, [_label("0%", 18, "No value above zero")])
+    span = _padded([math.log10(min(known)), math.log10(max(known))])
+    height = _LANE * len(rows) + 24
+    tens = list(range(math.ceil(span[0]), math.floor(span[1]) + 1))
+    parts = [
+        f'<line class="grid" x1="{_x(p, span)}" x2="{_x(p, span)}" y1="0" y2="{height - 20}"{_STROKE}/>' for p in tens
+    ]
+    parts += [_label(_x(p, span), height - 5, _power(p), anchor="middle", kind="tick") for p in tens]
+    for index, row in enumerate(rows):
+        parts += _lane(row, index * _LANE, span, names, marks)
+    return _chart(title, height, parts)
+
+
+def trend(values: Sequence[float | None], comparable: Sequence[bool], title: str) -> str:
+    """Draw a small line of values in order; those that may not be compared are hollow and not joined."""
+    kept = [(i, v) for i, v in enumerate(values) if v is not None and math.isfinite(v)]
+    if not kept:
+        return ""
+    ys = _padded([v for _, v in kept])
+    places = {
+        i: (f"{100 * (i + 0.5) / len(values):.2f}%", 30 - 24 * (v - ys[0]) / (ys[1] - ys[0]) - 3) for i, v in kept
+    }
+    parts = [
+        f'<line x1="{places[i][0]}" x2="{places[i + 1][0]}" y1="{places[i][1]:.1f}" y2="{places[i + 1][1]:.1f}" '
+        'stroke="currentColor" stroke-width="1.5"/>'
+        for i in places
+        if i + 1 in places and comparable[i] and comparable[i + 1]
+    ]
+    for i, (x, y) in places.items():
+        fill = "currentColor" if comparable[i] else "none"
+        parts.append(f'<circle cx="{x}" cy="{y:.1f}" r="3" fill="{fill}" stroke="currentColor"/>')
+    head = '<svg xmlns="http://www.w3.org/2000/svg" class="trend" role="img" width="100%" height="30"'
+    return f'{head} aria-label="{text(title)}"><title>{text(title)}</title>{"".join(parts)}</svg>'
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -143,10 +204,11 @@ def _x(value: float, span: tuple[float, float]) -> str:
     return f"{_EDGE + (100 - 2 * _EDGE) * (value - span[0]) / (span[1] - span[0]):.2f}%"
 
 
-def _padded(values: list[float]) -> tuple[float, float]:
+def _padded(values: list[float], left: float = 0.08) -> tuple[float, float]:
+    """The span of the values and some room; `left` of it below, where the labels of the other axis stand."""
     low, high = min(values), max(values)
-    pad = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - pad, high + pad
+    span = high - low or 0.6 * abs(high) or 12.0
+    return low - left * span, high + 0.08 * span
 
 
 def _span(rows: Sequence[Strip], finite: list[float], from_zero: bool) -> tuple[float, float]:
@@ -218,10 +280,42 @@ def _front_line(x1: str, x2: str, y1: float, y2: float) -> str:
     )
 
 
+def _lane(row: Lane, top: int, span: tuple[float, float], names: Sequence[str], marks: Sequence[str]) -> list[str]:
+    y = top + 27
+    parts = [
+        _label("0%", top + 13, row.label),
+        f'<line class="grid" x1="0%" x2="100%" y1="{y}" y2="{y}"{_STROKE}/>',
+    ]
+    drawn = [(i, v) for i, v in enumerate(row.values) if v is not None and v > 0 and math.isfinite(v)]
+    for i, value in sorted(drawn, key=lambda pair: pair[0] == row.chosen):  # the chosen one on top
+        x, chosen = _x(math.log10(value), span), i == row.chosen
+        what = f"{row.label}, {names[i]}: {number(value)}" + ", chosen" * chosen
+        ink = "white" if chosen else "currentColor"
+        fill = 'fill="currentColor"' if chosen else 'fill="white"'
+        parts.append(
+            f'<g class="option tone-variant{" chosen" if chosen else ""}"><title>{text(what)}</title>'
+            f'<circle cx="{x}" cy="{y}" r="8" {fill} stroke="currentColor" stroke-width="1.5"/>'
+            f'<text x="{x}" y="{y + 4}" text-anchor="middle" font-size="11" fill="{ink}">{text(marks[i])}</text></g>'
+        )
+    return parts
+
+
+def _power(exponent: int) -> str:
+    """10 to the power, as 0.01, 1, 100 or 1e-6."""
+    return f"1e{exponent}" if abs(exponent) > 3 else number(10.0**exponent, max(0, -exponent))
+
+
 def _mark(point: Point, x: str, y: float) -> str:
-    return (
-        f'<g class="mark tone-{text(point.tone)}"><title>{text(point.label)}</title>'
-        f'<circle cx="{x}" cy="{y:.1f}" r="10" fill="currentColor"/>'
+    shape = f'<circle cx="{x}" cy="{y:.1f}" r="10" fill="currentColor"/>'
+    if point.tone == "zoo":  # a rectangle takes no position in the middle: it is moved there
+        shape = (
+            f'<rect x="{x}" y="{y:.1f}" width="19" height="19" rx="3" transform="translate(-9.5 -9.5)" '
+            'fill="currentColor"/>'
+        )
+    number_in = (
         f'<text class="in-mark" x="{x}" y="{y + 4:.1f}" text-anchor="middle" font-size="12" fill="white">'
-        f"{text(point.mark)}</text></g>"
+        f"{text(point.mark)}</text>"
     )
+    key = f' data-key="{text(point.key)}"' if point.key else ""
+    group = f'<g class="mark tone-{text(point.tone)}"{key}><title>{text(point.label)}</title>{shape}{number_in}</g>'
+    return f'<a href="{text(point.href)}" aria-label="{text(point.label)}">{group}</a>' if point.href else group

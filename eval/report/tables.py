@@ -150,34 +150,6 @@ def _quality(rows: Sequence[StageRow], lpips: str) -> list[tuple[str, tuple[Cell
     ]
 
 
-def stage_scatter(rows: Sequence[StageRow]) -> str:
-    """Quality against size as SVG, marks numbered like the table's rows; "" with fewer than two such rows."""
-    known = [
-        (i, row, row.bytes, row.psnr_db)
-        for i, row in enumerate(rows)
-        if row.bytes is not None and row.psnr_db is not None
-    ]
-    if len(known) < 2:
-        return ""
-    divisor, suffix = scale([size for _, _, size, _ in known], "bytes")
-    points = [
-        svg.Point(
-            x=size / divisor,
-            y=psnr_db,
-            mark=str(i),
-            label=f"{i} {row.method}: {quantity(size, 'bytes')}, {quantity(psnr_db, 'dB')}",
-            tone="variant" if i else "reference",
-        )
-        for i, row, size, psnr_db in known
-    ]
-    return svg.scatter(
-        points,
-        x_label=f"size, {suffix}",
-        y_label="PSNR to ground truth, dB",
-        title="Quality against size after each stage",
-    )
-
-
 def _gate_line(row: VerdictRow) -> GateLine:
     sign = _KINDS.get(row.kind, ("", ""))[1]
     return GateLine(

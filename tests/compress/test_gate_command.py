@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from compress import evaluation
 from compress.cli import main
+from eval import baseline
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -163,7 +164,12 @@ def test_a_baseline_is_made_kept_and_updated_by_one_command(
     assert code == 0, err
     assert "changed" in err
     assert kept.read_bytes() != before
-    assert run("gate", worse, *arguments)[0] == 0
+    assert run("gate", worse, *arguments, "--out", tmp_path / "ci")[0] == 0
+    page = (tmp_path / "ci" / "report.html").read_text(encoding="utf-8")
+    was, now = (baseline.past(baseline.read(path)["variant"]) for path in (write_copy(tmp_path, before), kept))
+    name = "psnr, mean to the ground truth"
+    assert now.values[name] < was.values[name]
+    assert f"{name}, oldest first: {was.values[name]:.2f}, {now.values[name]:.2f}, {now.values[name]:.2f}<" in page
     after = kept.read_bytes()
     code, shown, err = run("gate", spoilt(swap_colours), *arguments, "--update-baseline")
     assert (code, "left as it was: a gate failed" in err) == (1, True), (shown, err)
@@ -178,6 +184,12 @@ def test_a_baseline_is_made_kept_and_updated_by_one_command(
     assert code == 1
     assert "another data set" in text
     assert "another number of images: 3 in the baseline, 2 now" in text
+
+
+def write_copy(folder: Path, data: bytes) -> Path:
+    path = folder / "copy.json"
+    path.write_bytes(data)
+    return path
 
 
 def test_latency_and_memory_are_taken_where_they_are_gated(

@@ -12,7 +12,7 @@ from compress.components import build, save_variant
 from compress.errors import UserError
 from compress.nn import cost
 from compress.plan import make_plan, with_images
-from compress.recipe import PlannedConfig, read_recipe
+from compress.recipe import PlannedConfig, PlannedExport, read_recipe
 from compress.registry import load
 
 RECIPE = """schema: 1
@@ -179,6 +179,24 @@ def test_the_bytes_of_quantized_weights_are_forecast_exactly(made, recipe, tmp_p
     done = rtn.apply(tiny.stage_input(tmp_path), stage.config).module
     stored = cost.measure(done, [(1, 8, 8, 8)]).weight_bytes
     assert (forecast.weight_bytes.low, forecast.weight_bytes.high) == (stored, stored)
+
+
+def test_a_choice_for_each_layer_is_forecast_within_its_budget_and_every_choice_must_be_writable(made, recipe):
+    onnx = PlannedExport(format="onnx", config=load("export.onnx").Config())
+
+    def planned(**options):
+        stage = PlannedConfig(method="quantize.mixed", config=load("quantize.mixed").Config(**options))
+        return make_plan(replace(recipe, stages=(stage,), export=(onnx,)), checkpoint=made / "checkpoint")
+
+    whole = cost.measure(build(tiny.decoder().arch), [(1, 8, 8, 8)])
+    weights = sum(layer.weights for layer in whole.layers)
+    forecast = planned(bytes_per_weight=1.5).stages[0].forecast.weight_bytes
+    assert forecast.high == whole.weight_bytes - 2.5 * weights
+    assert forecast.low == whole.weight_bytes_at(4)
+    free = planned(quality=40).stages[0].forecast.weight_bytes
+    assert (free.low, free.high) == (forecast.low, whole.weight_bytes)
+    with pytest.raises(UserError, match="ONNX holds weights of 4 or 8 bits, not 6"):
+        planned(bytes_per_weight=1.5, bits=(4, 6, 8))
 
 
 def test_a_checkpoint_of_one_part_alone_is_named(made, recipe):

@@ -156,3 +156,26 @@ def test_changes_name_both_numbers():
     assert rows["size, bytes"] == (1000, 900)
     assert rows["latency, ratio to the reference"] == (0.5, None)
     assert all(before is None for _, before, _ in baseline.changes(None, new))
+
+
+def test_a_file_remembers_what_it_replaced(tmp_path):
+    path = tmp_path / "baseline.json"
+    path.write_text(baseline.to_text({"onnx": STORED}))
+    assert baseline.read_history(path) == {}
+    history = {}
+    for number in range(baseline.KEPT + 3):
+        was = baseline.of_now(replace(HERE, host=f"host {number}"), [measured([float(number), number + 2.0])])
+        history = baseline.remembered(history, {"onnx": was} if number else {"onnx": was, "ort": STORED})
+    path.write_text(baseline.to_text({"onnx": STORED}, history))
+    back = baseline.read_history(path)
+    assert back == history
+    assert len(back["ort"]) == 1
+    assert [one.conditions.host for one in back["onnx"]] == [f"host {n}" for n in range(3, baseline.KEPT + 3)]
+    assert [one.values["psnr, mean to the ground truth"] for one in back["onnx"]] == [
+        n + 1.0 for n in range(3, baseline.KEPT + 3)
+    ]
+    assert back["ort"][0].values["latency, ratio to the reference"] == 0.5
+    assert baseline.read(path) == {"onnx": STORED}
+    path.write_text('{"schema": 1, "subjects": {}, "history": {"onnx": [3]}}')
+    with pytest.raises(EvalError, match="no baseline"):
+        baseline.read_history(path)

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import io
 import math
 import re
@@ -13,22 +14,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.report.figures import MINUS
 from eval.report.page import render, write
 from eval.report.records import (
     AchievedRow,
+    Contender,
     Fact,
+    History,
     LatencySamples,
+    LayerRow,
     PerImage,
     Picture,
     Report,
+    Series,
     SkippedRow,
     StageRow,
+    StageTable,
+    Thumbnail,
+    TradeOff,
     VerdictRow,
 )
 
 HOSTILE = """<script>alert("1")</script>'&\x00\ud800"""
 VOID = {"meta", "img", "input", "br", "hr", "link"}
-SHADES = ("text", "muted", "accent", "fail")
+SHADES = ("text", "muted", "accent", "fail", "zoo")
 
 
 class Nesting(HTMLParser):
@@ -54,7 +63,7 @@ class Nesting(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.text += f"{data} "
 
 
@@ -112,6 +121,38 @@ def full_report(name: str = "decoder/x") -> Report:
             runtime=name,
         ),
         per_image=PerImage(names=(name, "b"), reference_db=(27.0, 28.0), candidate_db=(26.0, math.inf)),
+        strip=(Thumbnail(name=name, pixels=pixels(3), value=26.0, drop=1.0, unit="dB"),),
+        strip_left_out=3,
+        trade_off=TradeOff(
+            quality="PSNR, dB",
+            unit="dB",
+            contenders=(
+                Contender(name="uncompressed", group="reference", quality=27.5, bytes=8_000_000, ratio=1.0),
+                Contender(name="ours", group="run", quality=27.1, bytes=400_000, ratio=0.4, runtime=name),
+                Contender(name=name, group="zoo", quality=26.0, bytes=500_000, ratio=0.3),
+                Contender(name=f"{name} 2", group="zoo", quality=26.5, bytes=300_000, ratio=None),
+            ),
+            left_out=((name, name),),
+        ),
+        layers=(
+            LayerRow(name=name, kind=name, weights=name, parameters=432, macs=1_000, bytes=448, reference_bytes=1_728),
+        ),
+        layers_removed=(name,),
+        tables=(
+            StageTable(
+                stage=name,
+                title=name,
+                columns=(name, "mse at 4 bits", "mse at 8 bits", "bits", "cost"),
+                rows=((name, 1e-3, 1e-6, 8, None), ("b", 2e-5, None, 4, 3)),
+            ),
+        ),
+        history=History(
+            source=name,
+            series=(
+                Series(label=name, unit="dB", values=(27.0, None, 26.5, 26.0), comparable=(False, True, True, True)),
+            ),
+            differing=(name,),
+        ),
         environment={name: name},
         notes=(name,),
         recipe=name,
@@ -142,7 +183,7 @@ def test_same_record_same_bytes() -> None:
 
 def test_a_hostile_name_stays_text() -> None:
     page = parsed(render(full_report(HOSTILE)))
-    assert "script" not in {tag for tag, _ in page.tags}
+    assert [attrs for tag, attrs in page.tags if tag == "script"] == [{}]  # the page's own
     assert not [a for _, attrs in page.tags for a in attrs if a.startswith("on") or a.startswith("alert")]
     assert page.text.count('<script>alert("1")</script>') >= 20  # shown as what it is, everywhere a name is shown
 
@@ -155,7 +196,12 @@ def test_nothing_is_loaded() -> None:
     style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1]
     assert "url(" not in style
     assert "@import" not in style
-    assert {tag for tag, _ in parsed(page).tags}.isdisjoint({"script", "link", "iframe", "object", "embed"})
+    assert {tag for tag, _ in parsed(page).tags}.isdisjoint({"link", "iframe", "object", "embed"})
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [a["content"] for tag, a in parsed(page).tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert policy.startswith("default-src 'none';")
 
 
 def test_every_link_inside_the_page_arrives() -> None:
@@ -240,17 +286,68 @@ def test_images_are_lossless_and_the_difference_is_eight_fold_around_grey() -> N
         assert shown[3][index] == min(255, max(0, expected))
 
 
+def test_files_are_compared_with_the_zoo_and_the_front_is_named() -> None:
+    text = words(render(full_report("zoo/x")))
+    assert "R uncompressed uncompressed 27.50 dB 7.63 MiB 1.000 size and latency" in text
+    assert "1 ours this run zoo/x 27.10 dB 391 KiB 0.400 size and latency" in text
+    assert "A zoo/x zoo 26.00 dB 488 KiB 0.300 latency" in text  # beaten in size by both of the others
+    assert "B zoo/x 2 zoo 26.50 dB 293 KiB not measured size" in text
+    assert "Not compared (1) zoo/x: zoo/x" in text
+
+
+def test_layers_tables_strip_and_history_are_read() -> None:
+    text = " ".join(re.sub(r"<svg.*?</svg>", "", render(full_report("n")), flags=re.DOTALL).split())
+    text = words(text)
+    assert "n n n 432 1.00 k 448 B was 1.69 KiB" in text
+    assert "Layers that only the reference has (1) n" in text
+    assert "n mse at 4 bits mse at 8 bits bits cost n 0.001000 1.000e-06 8 not measured" in text
+    assert "the filled mark was chosen" in text
+    assert f"26.00 dB {MINUS}1.00 dB" in text
+    assert "The 3 that lose least are left out." in text
+    assert f"26.50 dB 26.00 dB {MINUS}0.50 dB" in text
+
+
+def test_what_was_not_measured_leaves_no_section() -> None:
+    ids = {attrs.get("id") for _, attrs in parsed(render(empty_report())).tags}
+    assert not {"trade-off", "layers", "history"} & ids
+    alone = StageTable(stage="s", title="t", columns=("layer", "cost"), rows=(("a", 1),))
+    page = render(empty_report(tables=(alone,)))
+    assert "layers" in {attrs.get("id") for _, attrs in parsed(page).tags}
+    assert 'class="option' not in page
+
+
+def test_a_baseline_under_other_conditions_gives_no_change() -> None:
+    one = Series(label="psnr", unit="dB", values=(30.0, 20.0), comparable=(False, True))
+    text = words(render(empty_report(history=History(source="b.json", series=(one,), differing=("another host",)))))
+    assert "psnr 30.00 dB 20.00 dB" in " ".join(
+        text.replace("psnr, oldest first: 30.00 (other conditions), 20.00", "").split()
+    )
+    assert "10.00" not in text
+    assert "another host" in text
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: verdict(value=math.nan),
         lambda: verdict(value=None),
         lambda: empty_report(verdicts=(verdict(passed=False),)),
+        lambda: StageTable(stage="s", title="values", columns=("a",), rows=(("b", 1),)),
+        lambda: Series(label="values", unit="", values=(1.0,), comparable=(True,)),
         lambda: PerImage(names=("a",), reference_db=(1.0, 2.0), candidate_db=(1.0,)),
         lambda: dataclasses.replace(full_report().pictures[0], candidate=pixels(0)[:8]),
         lambda: dataclasses.replace(full_report().pictures[0], candidate=pixels(0).astype(np.float32)),
     ],
-    ids=["nan passed", "missing passed", "green page, red row", "unpaired", "other size", "float picture"],
+    ids=[
+        "nan passed",
+        "missing passed",
+        "green page, red row",
+        "ragged",
+        "no baseline",
+        "unpaired",
+        "other size",
+        "float picture",
+    ],
 )
 def test_records_that_contradict_themselves_are_refused(make: object) -> None:
     with pytest.raises(ValueError, match=r"passed|values|uint8"):
