@@ -22,7 +22,7 @@ Encoder = Annotated[str | None, Parameter(help=ENCODER_HELP)]
 class Given:
     """Flags that stand in for what a recipe names."""
 
-    images: Annotated[Path | None, Parameter(help="A folder of photographs instead of the recipe's source.")] = None
+    images: Annotated[Path | None, Parameter(help="A folder of photographs (of a text encoder: captions) instead of the recipe's source.")] = None
     checkpoint: Annotated[
         Path | None, Parameter(help="A component folder (arch.json, weights.safetensors) instead of the preset.")
     ] = None
