@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from compress.plan import Plan
     from compress.recipe import Recipe
 
+IMAGES_HELP = "A folder of photographs (for a text encoder: captions) instead of the recipe's source."
 MODULE_HELP = "Code of your own instead of the component: package.module:function that returns the decoder."
 ENCODER_HELP = "What makes the decoder's inputs: package.module:function, a component, or a component folder."
 
@@ -22,7 +23,7 @@ Encoder = Annotated[str | None, Parameter(help=ENCODER_HELP)]
 class Given:
     """Flags that stand in for what a recipe names."""
 
-    images: Annotated[Path | None, Parameter(help="A folder of photographs (of a text encoder: captions) instead of the recipe's source.")] = None
+    images: Annotated[Path | None, Parameter(help=IMAGES_HELP)] = None
     checkpoint: Annotated[
         Path | None, Parameter(help="A component folder (arch.json, weights.safetensors) instead of the preset.")
     ] = None

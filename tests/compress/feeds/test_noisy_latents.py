@@ -105,9 +105,39 @@ def test_the_digest_knows_the_schedule(pictures: Path, tmp_path: Path) -> None:
     schedule.save(schedule.Schedule(beta_end=0.02), tmp_path / "scheduler.json")
     after = noisy_latents.digests(source(pictures, tmp_path))
     assert all(before[name] != after[name] for name in ("calibration", "evaluation", "sampler"))
+    assert noisy_latents.digests(source(pictures, tmp_path, seed=1))["evaluation"] != after["evaluation"]
 
 
 def test_a_companion_that_does_not_fit_is_refused() -> None:
     wide = replace(TEXT, config=replace(TEXT.config, width=16))
     with pytest.raises(UserError, match="16 channels, not 12"):
         noisy_latents.check(tiny.unet().arch, {"encoder": tiny.encoder().arch, "text_encoder": wide})
+
+
+def test_it_makes_its_own_latents_of_captions(pictures: Path, tmp_path: Path) -> None:
+    given = source(pictures, tmp_path, ("text_encoder",))
+    wanted = Pictures(source="captions", count=2, size=64)
+    given = replace(given, data=Data(calibration=wanted, evaluation=wanted))
+    calls: list[float] = []
+
+    def still(latents: torch.Tensor, times: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        calls.extend(times.tolist())
+        return torch.zeros_like(latents)  # no noise in it: clean latents are the first noise, made larger
+
+    class Still(torch.nn.Module):
+        forward = staticmethod(still)
+
+    modules = {"": Still(), "text_encoder": load("text_encoder")}
+    feed = noisy_latents.feed(given, modules.__getitem__)
+    latents, _, _ = feed.calibration()
+    assert len(calls) == 10 * 2 * 2 and calls[0] == 999.0
+    assert latents.shape == (2, 8, 8, 8) and latents.isfinite().all()
+    assert not any("no encoder" in note for note in feed.notes)
+    assert feed.sample(0, 3, 64)[0].shape == (3, 8, 8, 8)
+
+
+def test_captions_need_a_text_encoder(pictures: Path, tmp_path: Path) -> None:
+    wanted = Pictures(source="captions", count=2, size=64)
+    alone = replace(source(pictures, tmp_path), data=Data(calibration=wanted, evaluation=wanted))
+    with pytest.raises(UserError, match="text encoder of its family"):
+        noisy_latents.digests(alone)
