@@ -1,6 +1,5 @@
 """The passed variant -> one file per format, each loaded by its own runtime and gated again before it may ship."""
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,9 +9,12 @@ from typing import Any
 import torch
 
 from compress import evaluation, registry
+from compress.components import kind_of
 from compress.errors import UserError
 from compress.evaluation import Basis, Job, Measured
-from compress.nn.batches import outputs, take
+from compress.export._labels import described
+from compress.files import copy_artifact, size_of
+from compress.nn.batches import central_crop, outputs, take
 from compress.nn.qmodules import quantized
 from compress.plan import Plan
 from compress.recipe import PlannedExport
@@ -65,8 +67,7 @@ def _one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measu
     source = Source(variant=variant, key=plan.variant_key, metadata=metadata)
     made = _file(job.store, item, source, take(basis.inputs, 0, 1))
     path = job.run.root / "artifacts" / made.name
-    path.parent.mkdir(exist_ok=True)
-    shutil.copyfile(made, path)
+    copy_artifact(made, path)
     job.tell(Event(kind="progress", name=name, text="writing the teacher, for comparison", done=1, total=3))
     theirs = teacher_file(plan, job.store, item.format, job.teacher, take(basis.inputs, 0, 1))
     job.tell(Event(kind="progress", name=name, text="running, measuring and timing the file", done=2, total=3))
@@ -78,12 +79,30 @@ def _one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measu
     verdicts = (
         *judged.verdicts,
         *gates.judge((parity,), same, subject=f"{item.format} to torch"),
+        *_at_another_size(exporter, item, path, variant, basis),
         _integers_kept(exporter, path, variant, item.format),
     )
     seconds = round(time.monotonic() - started, 1)
     job.tell(Event(kind="exported", name=name, text=path.name, seconds=seconds))
     job.tell(Event(kind="judged", name=item.format, text=tally(verdicts)))
     return replace(judged, verdicts=verdicts)
+
+
+def _at_another_size(
+    exporter: Any, item: PlannedExport, path: Path, variant: Variant, basis: Basis
+) -> tuple[gates.Verdict, ...]:
+    """Where height and width are free: parity on the middle of one sample too, half as large."""
+    sides = [x.shape[-1] for x in basis.inputs if x.dim() == 4]
+    if not getattr(item.config, "dynamic", False) or not sides or sides[0] < 2:
+        return ()
+    smaller = central_crop(take(basis.inputs, 0, 1), sides[0] // 2)
+    expected = outputs(variant.module, smaller)
+    made = outputs(exporter.load(path, threads=torch.get_num_threads()), smaller, 1)
+    truth = None if basis.truth is None else expected  # what counts here is the file against torch
+    half = replace(basis, names=basis.names[:1], inputs=smaller, reference=expected, truth=truth)
+    parity = PARITY_OF_TENSORS if truth is None else PARITY_OF_PICTURES
+    same = evaluation.measure(half, made, gates.metrics_of((parity,), takes=half.takes), "reference")
+    return gates.judge((parity,), same, subject=f"{item.format} to torch, half the size")
 
 
 def judge_file(
@@ -115,7 +134,7 @@ def judge_file(
         runtime=exporter.RUNTIME,
         threads=threads,
     )
-    sizes = gates.Sizes(candidate_bytes=path.stat().st_size, reference_bytes=reference.stat().st_size)
+    sizes = gates.Sizes(candidate_bytes=size_of(path), reference_bytes=size_of(reference))
     return Exported(
         format=name,
         path=path,
@@ -127,6 +146,25 @@ def judge_file(
     )
 
 
+def _formats() -> dict[str, str]:
+    return {registry.load(name).SUFFIX: name.removeprefix("export.") for name in registry.names("export")}
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a file or a folder is one of a format that exporters write, by its suffix."""
+    return path.is_file() or (path.is_dir() and path.suffix in _formats())
+
+
+def artifact_with(file: Path, entry: Path) -> Path:
+    """The artifact that a file of a zoo entry is, or belongs to where a folder is one artifact."""
+    folders = [entry.joinpath(*parts) for parts in _beginnings(file.relative_to(entry).parts[:-1])]
+    return next((folder for folder in folders if folder.suffix in _formats()), file)
+
+
+def _beginnings(parts: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [parts[: count + 1] for count in range(len(parts))]
+
+
 def timed(exporter: Any, path: Path, threads: int) -> Callable[..., torch.Tensor]:
     """A file to be timed: some runtimes have faster kernels on this host than those that compute what a phone does."""
     load: Callable[..., Callable[..., torch.Tensor]] = getattr(exporter, "load_for_timing", exporter.load)
@@ -134,12 +172,12 @@ def timed(exporter: Any, path: Path, threads: int) -> Callable[..., torch.Tensor
 
 
 def format_of(path: Path) -> str:
-    """The format of a file, by its suffix.
+    """The format of an artifact, by its suffix.
 
     Raises:
         UserError: no exporter writes such files; names those that there are.
     """
-    suffixes = {registry.load(name).SUFFIX: name.removeprefix("export.") for name in registry.names("export")}
+    suffixes = _formats()
     if path.suffix not in suffixes:
         raise UserError(f"{path}: no format has the suffix '{path.suffix}'; known: {', '.join(sorted(suffixes))}")
     return suffixes[path.suffix]
@@ -158,7 +196,8 @@ def _file(store: Store, item: PlannedExport, source: Source, example: Inputs) ->
     """The exported file, from the store if it was made before."""
     exporter = registry.load(f"export.{item.format}")
     name = source.variant.component.rpartition("/")[2] + exporter.SUFFIX
-    metadata = source.metadata | {"input": "the diffusion UNet's latents", "output": "image, RGB in [0, 1]"}
+    output = kind_of(source.variant.arch.kind).output
+    metadata = source.metadata | described(source.variant.arch, output)
     key = key_of(
         {
             "export": item.format,
@@ -172,7 +211,7 @@ def _file(store: Store, item: PlannedExport, source: Source, example: Inputs) ->
     )
 
     def build(folder: Path) -> None:
-        exporter.export(source.variant.module, example, folder / name, item.config, metadata=metadata)
+        exporter.export(source.variant.module, example, folder / name, item.config, metadata=metadata, output=output)
 
     return (store.get(key) or store.put(key, build)) / name
 

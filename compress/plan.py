@@ -198,7 +198,9 @@ def _check_exports(recipe: Recipe, prediction: Prediction) -> None:
         f"export {item.format}: {problem}"
         for item in recipe.export
         for held in _held(prediction)
-        for problem in registry.load(f"export.{item.format}").refuse(held.bits, held.granularity, held.activation_bits)
+        for problem in registry.load(f"export.{item.format}").refuse(
+            held.bits, held.granularity, held.activation_bits, item.config
+        )
     ]
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))

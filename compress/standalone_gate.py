@@ -10,8 +10,8 @@ import torch
 from compress import evaluation, registry
 from compress.components import load_variant
 from compress.errors import UserError
-from compress.export_stage import format_of, teacher_file, timed
-from compress.files import read_json, sha256, write_tensors
+from compress.export_stage import artifact_with, format_of, is_artifact, teacher_file, timed
+from compress.files import read_json, sha256, size_of, write_tensors
 from compress.nn import cost
 from compress.nn.batches import named, outputs, take
 from compress.plan import Plan
@@ -141,11 +141,10 @@ def candidates(path: Path) -> tuple[Path, ...]:
         UserError: there is nothing that can be judged; or a file of a zoo entry is not the one that it lists.
     """
     if (path / "card.json").exists():
-        return tuple(
-            _listed(path, name, entry) for name, entry in sorted(read_json(path / "card.json")["files"].items())
-        )
+        files = sorted(read_json(path / "card.json")["files"].items())
+        return tuple(dict.fromkeys(artifact_with(_listed(path, name, entry), path) for name, entry in files))
     folder = path / "variant" if (path / "variant" / "arch.json").exists() else path
-    if not (folder / "arch.json").exists() and not path.is_file():
+    if not (folder / "arch.json").exists() and not is_artifact(path):
         raise UserError(
             f"{path}: nothing to judge; give a variant folder (arch.json), a run directory, an exported file, or a zoo "
             "entry (card.json)"
@@ -165,7 +164,7 @@ def _listed(entry: Path, name: str, listed: dict[str, object]) -> Path:
 def take_path(path: Path, case: Case, tell: Emit) -> Taken:
     """Run and measure one candidate: a component folder in torch, a file in its own runtime."""
     tell(Event(kind="started", name=f"measuring {path.name}"))
-    taken = _take_file(path, case) if path.is_file() else _take_variant(path, case)
+    taken = _take_file(path, case) if is_artifact(path) else _take_variant(path, case)
     if not _asked(case.specs, "peak_memory"):
         return taken
     tell(Event(kind="started", name="measuring memory in processes of their own"))
@@ -217,7 +216,7 @@ def _take_file(path: Path, case: Case) -> Taken:
         outputs=pictures,
         measurements=evaluation.complete(case.basis, pictures, case.specs, case.of_teacher),
         latency=taken,
-        sizes=gates.Sizes(candidate_bytes=path.stat().st_size, reference_bytes=reference.stat().st_size),
+        sizes=gates.Sizes(candidate_bytes=size_of(path), reference_bytes=size_of(reference)),
     )
 
 
@@ -227,7 +226,7 @@ def _teacher_file(case: Case, format_name: str) -> Path:
 
 def _with_peaks(taken: Taken, case: Case) -> Taken:
     """The memory of both at their peaks, each in a process of its own."""
-    file = taken.path.is_file()
+    file = is_artifact(taken.path)
     function = f"compress.memory_child:{'artifact' if file else 'variant'}"
     reference = _teacher_file(case, taken.subject) if file else case.plan.teacher
     with tempfile.TemporaryDirectory() as folder:

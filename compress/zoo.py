@@ -128,7 +128,7 @@ def _checked_entry(entry: Entry) -> None:
 
 def _checked_samples(entry: Entry) -> None:
     for sample in entry.samples:
-        if sample.file not in entry.files:
+        if not any(file == sample.file or file.startswith(f"{sample.file}/") for file in entry.files):
             raise UserError(f"a sample names {sample.file!r}, which is not among the files: {', '.join(entry.files)}")
         if all(limit is None for limit in limits_of(sample)):
             raise UserError(f"{entry.name}: the sample of {sample.file} has no limit that another run could be held to")

@@ -10,7 +10,7 @@ from compress import components, extras
 from compress.errors import UserError
 from compress.evaluation import Measured
 from compress.export_stage import Exported
-from compress.files import read_json, write_bytes, write_json, write_tensors
+from compress.files import parts_of, read_json, write_bytes, write_json, write_tensors
 from compress.nn.batches import named, take, unnamed
 from compress.nn.qmodules import quantized
 from compress.plan import Plan
@@ -96,7 +96,11 @@ def entry_from_run(root: Path) -> Entry:
     return Entry(
         name=plan["recipe"],
         component=plan["component"],
-        files={s["file"]: root / "artifacts" / s["file"] for s in described["samples"]},
+        files={
+            part.relative_to(root / "artifacts").as_posix(): part
+            for s in described["samples"]
+            for part in parts_of(root / "artifacts" / s["file"])
+        },
         samples=tuple(samples),
         recipe=(root / "recipe.yaml").read_text(encoding="utf-8"),
         verdicts=tuple(verdicts),

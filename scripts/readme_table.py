@@ -1,6 +1,7 @@
 """Write the numbers of a finished run into README.md, between its two markers.
 
 python scripts/readme_table.py .demo/run
+python scripts/readme_table.py --formats FILE      the table that benchmarks/formats.py --markdown FILE wrote
 """
 
 import json
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+FORMATS = "<!-- every recipe in every format: start -->", "<!-- every recipe in every format: end -->"
 START, END = "<!-- numbers of make demo: start -->", "<!-- numbers of make demo: end -->"
 
 
@@ -43,10 +45,19 @@ def table(run: Path) -> str:
 
 
 def main() -> None:
+    if sys.argv[1] == "--formats":
+        put(Path(sys.argv[2]).read_text().strip(), *FORMATS)
+    else:
+        put(table(Path(sys.argv[1])), START, END)
+
+
+def put(made: str, start: str, end: str) -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
-    block = f"{START}\n{table(Path(sys.argv[1]))}\n{END}"
-    readme.write_text(re.sub(f"{re.escape(START)}.*{re.escape(END)}", lambda _: block, text, flags=re.S))
+    if start not in text:
+        sys.exit(f"README.md has no place for it: {start}")
+    pattern = f"{re.escape(start)}.*{re.escape(end)}"
+    readme.write_text(re.sub(pattern, lambda _: f"{start}\n{made}\n{end}", text, flags=re.S))
 
 
 if __name__ == "__main__":

@@ -5,17 +5,18 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tiny
 import torch
 
 from compress import registry
 from compress.components import load_variant
-from compress.errors import MissingExtra
+from compress.errors import MissingExtra, UserError
+from compress.files import copy_artifact, parts_of, size_of
 from compress.nn.affine import PerChannel
 from compress.records import Variant
 from compress.schema import Schema
 
 NAMES = [file.stem for file in sorted(Path(registry.__file__).parent.glob("export/*.py")) if file.stem[0] != "_"]
-PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript")}  # what each format's runtime and writer are
 METADATA = {"component": "tiny/decoder", "recipe": "decoder/tiny"}
 
 each = pytest.mark.parametrize("name", NAMES)
@@ -28,7 +29,7 @@ def exporter(name: str) -> ModuleType:
 
 @pytest.fixture
 def installed(name: str) -> None:
-    for package in PACKAGES.get(name, ()):
+    for package in registry.load(f"export.{name}").PACKAGES:
         pytest.importorskip(package, reason=f"extra {name} is not installed")
 
 
@@ -40,6 +41,20 @@ def decoder(checkpoint: Path) -> Variant:
 @pytest.fixture(scope="module")
 def latents() -> torch.Tensor:
     return 0.2 + 0.1 * torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+WRITTEN: dict[str, Path] = {}  # one export of the decoder for each format: they take seconds
+
+
+@pytest.fixture
+def artifact(
+    name: str, exporter: ModuleType, decoder: Variant, latents: torch.Tensor, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    if name not in WRITTEN:
+        path = tmp_path_factory.mktemp(name) / f"decoder{exporter.SUFFIX}"
+        exporter.export(decoder.module, (latents[:1],), path, exporter.Config(), metadata=METADATA)
+        WRITTEN[name] = path
+    return WRITTEN[name]
 
 
 def test_the_directory_is_the_registry() -> None:
@@ -68,24 +83,82 @@ def test_float_is_held_and_what_is_not_held_is_explained(exporter: ModuleType) -
     assert all("choose" in reason for reason in reasons)
 
 
+def contents(artifact: Path) -> dict[str, bytes]:
+    return {part.relative_to(artifact).as_posix(): part.read_bytes() for part in parts_of(artifact)}
+
+
 @each
 @pytest.mark.usefixtures("installed")
 def test_the_file_computes_what_the_module_computes(
-    exporter: ModuleType, decoder: Variant, latents: torch.Tensor, tmp_path: Path
+    exporter: ModuleType, decoder: Variant, artifact: Path, latents: torch.Tensor, tmp_path: Path
 ) -> None:
-    files = [tmp_path / f"{index}{exporter.SUFFIX}" for index in range(2)]
-    for file in files:
-        exporter.export(decoder.module, (latents[:1],), file, exporter.Config(), metadata=METADATA)
-    assert files[0].read_bytes() == files[1].read_bytes()
-    assert sorted(tmp_path.iterdir()) == files
     with torch.no_grad():
         expected = decoder.module(latents)
-    found = exporter.load(files[0], threads=1)(latents)
+    found = exporter.load(artifact, threads=1)(latents)
     assert found.shape == expected.shape == (2, 3, 64, 64)
     assert found.dtype == torch.float32
     assert expected.std() > 0.05
     assert float((found - expected).abs().max()) < 1e-4
-    assert exporter.read_back(files[0]) == {}
+    assert exporter.read_back(artifact) == {}
+    moved = tmp_path / "elsewhere" / artifact.name
+    copy_artifact(artifact, moved)
+    assert contents(moved) == contents(artifact)
+    assert torch.equal(exporter.load(moved, threads=1)(latents), found)
+
+
+@each
+@pytest.mark.usefixtures("installed")
+def test_a_text_encoder_takes_ids_of_any_whole_type_and_gives_the_same_bytes_twice(
+    exporter: ModuleType, tmp_path: Path
+) -> None:
+    module, (ids,) = tiny.text().module, tiny.text_inputs(2)
+    files = [tmp_path / f"{index}{exporter.SUFFIX}" for index in range(2)]
+    for file in files:
+        exporter.export(module, (ids[:1],), file, exporter.Config(), metadata=METADATA, output="states")
+    assert contents(files[0]) == contents(files[1])
+    assert size_of(files[0]) == sum(map(len, contents(files[0]).values()))
+    assert sorted(tmp_path.iterdir()) == files
+    with torch.no_grad():
+        expected = module(ids)
+    assert expected.std() > 0.1
+    run = exporter.load(files[0], threads=1)
+    for given in (ids, ids.to(torch.int32)):
+        torch.testing.assert_close(run(given), expected, rtol=0, atol=1e-4)
+
+
+@each
+@pytest.mark.usefixtures("installed")
+def test_a_unet_takes_its_three_inputs_at_other_sizes_too(exporter: ModuleType, tmp_path: Path) -> None:
+    module, inputs, file = tiny.unet().module, tiny.unet_inputs(2), tmp_path / f"unet{exporter.SUFFIX}"
+    example = tuple(x[:1] for x in inputs)
+    exporter.export(module, example, file, exporter.Config(), metadata=METADATA, output="prediction")
+    run = exporter.load(file, threads=1)
+    dynamic = getattr(exporter.Config(), "dynamic", False)
+    for given in (inputs, tiny.unet_inputs(1, size=12)) if dynamic else (inputs,):
+        with torch.no_grad():
+            expected = module(*given)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(run(*given), expected, rtol=0, atol=1e-4)
+
+
+@each
+@pytest.mark.usefixtures("installed")
+def test_a_missing_damaged_or_foreign_artifact_is_the_users_error(
+    exporter: ModuleType, artifact: Path, tmp_path: Path
+) -> None:
+    broken = [tmp_path / f"missing{exporter.SUFFIX}"]
+    for number, part in enumerate(parts_of(artifact)):
+        content = part.read_bytes()
+        for name, damaged in (("cut", content[: len(content) // 2]), ("text", b"not a model"), ("empty", b"")):
+            copy = tmp_path / f"{name}{number}{exporter.SUFFIX}"
+            copy_artifact(artifact, copy)
+            (copy / part.relative_to(artifact) if part != artifact else copy).write_bytes(damaged)
+            broken.append(copy)
+    for path in broken:
+        with pytest.raises(UserError, match=path.name):
+            exporter.load(path, threads=1)
+        with pytest.raises(UserError, match=path.name):
+            exporter.read_back(path)
 
 
 @each
@@ -97,7 +170,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for package in PACKAGES[name]:
+    for package in exporter.PACKAGES:
         monkeypatch.setitem(sys.modules, package, None)
     path = tmp_path / f"file{exporter.SUFFIX}"
     with pytest.raises(MissingExtra, match=rf"pip install 'mdcompress\[{name}\]'"):

@@ -16,12 +16,13 @@ from torch import nn
 from compress.components._checkpoints import Checkpoint, has_part, locate, part_of
 from compress.components._kinds import arch_from_json, arch_to_json, build, kind_of
 from compress.components._packing import packed_state, stored
-from compress.components._sidecars import read_lineage, read_quantization
+from compress.components._sidecars import read_lineage, read_quantization, read_splits
 from compress.components._tensors import Entry, fill, header, misfits, refuse
 from compress.errors import UserError
 from compress.files import read_json, write_json, write_tensors
 from compress.nn.cost import Cost, measure
 from compress.nn.qmodules import apply_map, quantizable, quantization_map
+from compress.nn.splits import split, splits
 from compress.nn.structure import example_inputs
 from compress.nn.surgery import replaced
 from compress.records import Arch, Variant
@@ -192,7 +193,8 @@ def save_variant(variant: Variant, folder: Path) -> None:
     write_tensors(folder / "weights.safetensors", packed_state(variant.module))
     layers = quantization_map(variant.module)
     if layers:
-        write_json(folder / "quantization.json", {"schema": 1, "layers": layers})
+        apart = {name: list(widths) for name, widths in splits(variant.module).items()}
+        write_json(folder / "quantization.json", {"schema": 1, "layers": layers} | ({"splits": apart} if apart else {}))
     else:
         (folder / "quantization.json").unlink(missing_ok=True)
     stages = [asdict(stage) for stage in variant.lineage]
@@ -202,6 +204,10 @@ def save_variant(variant: Variant, folder: Path) -> None:
 def _quantized_shape(module: nn.Module, path: Path) -> nn.Module:
     """The module with the quantized layers that a quantization.json names, where there is one."""
     layers = read_quantization(path) if path.exists() else {}
+    try:
+        module = split(module, read_splits(path) if layers else {})
+    except ValueError as error:
+        raise UserError(f"{path}: splits: {error}") from error
     unknown = [name for name in layers if name not in quantizable(module)]
     if unknown:
         raise UserError(f"{path} names layers that arch.json does not build: {', '.join(unknown)}")

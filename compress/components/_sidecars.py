@@ -43,6 +43,7 @@ class _Layer(Schema):
 class _Quantization(Schema):
     version: Literal[1] = Field(alias="schema")
     layers: dict[str, _Layer]
+    splits: dict[str, list[PositiveInt]] = Field(default_factory=dict)
 
 
 class _Achieved(Schema):
@@ -98,6 +99,15 @@ def read_quantization(path: Path) -> dict[str, dict[str, Any]]:
         UserError: a key is missing, unknown or out of range; every mistake with its place.
     """
     return {name: layer.model_dump() for name, layer in _read(path, _Quantization).layers.items()}
+
+
+def read_splits(path: Path) -> dict[str, list[int]]:
+    """The convolutions that a quantization.json takes apart, and the channels of their parts.
+
+    Raises:
+        UserError: as `read_quantization`.
+    """
+    return dict(_read(path, _Quantization).splits)
 
 
 def read_lineage(path: Path) -> tuple[str, tuple[StageRecord, ...]]:

@@ -15,6 +15,7 @@ from compress.errors import UserError
 from compress.nn.affine import (
     ActivationRange,
     Granularity,
+    Half,
     PerChannel,
     PerGroup,
     PerTensor,
@@ -126,8 +127,8 @@ def _norm_nodes(onnx: Any, node: "NodeProto", graph: "GraphProto", affine: list[
 class Rewriter:
     """Builds the quantized graph's node and initializer lists from the float graph's, in topological order."""
 
-    def __init__(self, onnx: Any, graph: "GraphProto") -> None:
-        self.onnx, self.graph = onnx, graph
+    def __init__(self, onnx: Any, graph: "GraphProto", *, unsigned: bool = False) -> None:
+        self.onnx, self.graph, self.unsigned = onnx, graph, unsigned
         self.nodes: list[NodeProto] = []
         self.tensors: list[TensorProto] = []
         self.grids: dict[str, ActivationRange] = {}  # values that already lie on a grid
@@ -171,8 +172,8 @@ class Rewriter:
             node.input[:] = [renamed.get(value, value) for value in node.input]
 
     def _operation(self, node: "NodeProto", name: str, q: QuantizedModule, addition: "NodeProto | None") -> None:
-        transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB", 0))
-        inputs = [self._on_grid(node.input[0], q.layer.input, f"{node.name}/input"), self._weight(name, q, transposed)]
+        weight = self._weight(name, q, _stored_turned(node))
+        inputs = [self._on_grid(node.input[0], q.layer.input, f"{node.name}/input"), weight]
         if q.bias is not None and addition is None:
             inputs.append(self._bias(name, q, q.bias))
         node.input[:] = inputs
@@ -203,9 +204,22 @@ class Rewriter:
         return self._add("DequantizeLinear", [integers, scale, zero], output, f"{prefix}/DequantizeLinear")
 
     def _weight(self, name: str, q: QuantizedModule, transposed: bool) -> str:
-        """Integers and scales of one layer; stored [i, o] where the graph multiplies by the transpose."""
-        if name in self.written:
+        """Integers and scales of one layer; stored [i, o] where the graph multiplies by the transpose.
+
+        A layer with ranges that is used twice is stored twice: where ONNX Runtime makes its weights unsigned, it does
+        so for each use, under one name, and fails.
+        """
+        again = name in self.written
+        if again and q.layer.input is None:
             return self.written[name]
+        if isinstance(q.layer.granularity, Half):
+            self.written[name] = self._half_weight(name, q.qdata.t() if transposed else q.qdata)
+        else:
+            stored = _unique(f"{name}.weight/again", self.taken) if again else f"{name}.weight"
+            self.written[name] = self._integer_weight(stored, q, transposed)
+        return self.written[name]
+
+    def _integer_weight(self, stored: str, q: QuantizedModule, transposed: bool) -> str:
         qdata, scale, attributes = q.qdata, q.scale, {"axis": 0}
         match q.layer.granularity:
             case PerTensor():
@@ -216,17 +230,29 @@ class Rewriter:
             qdata, scale = qdata.t(), scale.t() if scale.dim() == 2 else scale
             attributes["axis"] = 1 - attributes["axis"]
         zeros = torch.zeros(scale.shape, dtype=torch.int8)
+        if self.unsigned and q.layer.input is not None:
+            qdata, zeros = (qdata.to(torch.int16) + 128).to(torch.uint8), zeros.to(torch.uint8) + 128
         values = [
-            self._tensor(f"{name}.weight", qdata, bits=q.layer.bits),
-            self._tensor(f"{name}.weight.scale", scale),
-            self._tensor(f"{name}.weight.zero_point", zeros, bits=q.layer.bits),
+            self._tensor(stored, qdata, bits=q.layer.bits),
+            self._tensor(f"{stored}.scale", scale),
+            self._tensor(f"{stored}.zero_point", zeros, bits=q.layer.bits),
         ]
-        value = self._add("DequantizeLinear", values, f"{name}.weight/float", None, **attributes)
+        value = self._add("DequantizeLinear", values, f"{stored}/float", None, **attributes)
         if qdata.dim() != q.qdata.dim():
-            shape = self._tensor(f"{name}.weight.shape", torch.tensor(q.qdata.shape, dtype=torch.int64))
-            value = self._add("Reshape", [value, shape], f"{name}.weight/reshaped", None)
-        self.written[name] = value
+            shape = self._tensor(f"{stored}.shape", torch.tensor(q.qdata.shape, dtype=torch.int64))
+            value = self._add("Reshape", [value, shape], f"{stored}/reshaped", None)
         return value
+
+    def _half_weight(self, name: str, weight: torch.Tensor) -> str:
+        """16-bit numbers, cast to float32 when the file is loaded."""
+        kind = "FLOAT16" if weight.dtype == torch.float16 else "BFLOAT16"
+        raw = weight.contiguous().view(torch.int16).numpy().tobytes()
+        tensor = self.onnx.helper.make_tensor(
+            f"{name}.weight", getattr(self.onnx.TensorProto, kind), weight.shape, raw, raw=True
+        )
+        self.tensors.append(tensor)
+        to = self.onnx.TensorProto.FLOAT
+        return self._add("Cast", [tensor.name], f"{name}.weight/float", None, to=to)
 
     def _bias(self, name: str, q: QuantizedModule, bias: torch.Tensor) -> str:
         """Integers on the grid input scale * weight scale, as integer kernels add them; float without such a grid."""
@@ -285,13 +311,13 @@ def _attribute(node: "NodeProto", name: str, default: int) -> int:
     return next((a.i for a in node.attribute if a.name == name), default)
 
 
-def weight_of(onnx: Any, node: "NodeProto", tensors: dict[str, "TensorProto"], shape: Any) -> QuantizedWeight:
+def _weight_of(onnx: Any, node: "NodeProto", tensors: dict[str, "TensorProto"], shape: Any) -> QuantizedWeight:
     """What a DequantizeLinear of a weight holds; `shape` is that of a Reshape behind it."""
     stored, size = tensors[node.input[0]], _attribute(node, "block_size", 0)
     bits = 4 if stored.data_type == onnx.TensorProto.INT4 else 8
     raw = torch.frombuffer(bytearray(stored.raw_data), dtype=torch.uint8)
     count = int(torch.tensor(stored.dims).prod())
-    qdata = (unpack(raw, 4, count) if bits == 4 else raw.view(torch.int8)).reshape(tuple(stored.dims))
+    qdata = (unpack(raw, 4, count) if bits == 4 else _signed(onnx, stored, raw)).reshape(tuple(stored.dims))
     scale = torch.from_numpy(onnx.numpy_helper.to_array(tensors[node.input[1]]).copy())
     if _attribute(node, "axis", 1) == (0 if size else 1):  # stored for a multiplication by the transpose
         qdata, scale = qdata.t(), scale.t() if scale.dim() == 2 else scale
@@ -304,6 +330,51 @@ def weight_of(onnx: Any, node: "NodeProto", tensors: dict[str, "TensorProto"], s
         scale=(scale if scale.dim() else scale.reshape(1)).contiguous(),
         bits=bits,
         granularity=granularity,
+    )
+
+
+def weights_of(onnx: Any, graph: "GraphProto") -> dict[str, QuantizedWeight]:
+    """What the graph holds of each quantized layer, as the variant had it."""
+    tensors = {t.name: t for t in graph.initializer}
+    weights = {}
+    for node in graph.node:
+        if not node.input or node.input[0] not in tensors or not node.input[0].endswith(".weight"):
+            continue
+        name, stored = node.input[0].removesuffix(".weight"), tensors[node.input[0]]
+        if node.op_type == "DequantizeLinear":
+            shape = tensors.get(f"{node.input[0]}.shape")
+            parsed = _weight_of(onnx, node, tensors, None if shape is None else onnx.numpy_helper.to_array(shape))
+            weights[name] = parsed
+        elif node.op_type == "Cast" and stored.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
+            weights[name] = _half_of(onnx, stored, turned=is_turned(graph, name))
+    return weights
+
+
+def is_turned(graph: "GraphProto", layer: str) -> bool:
+    """Whether a layer's weight is stored [i, o], as the graph multiplies by it."""
+    made = {f"{layer}.weight/float", f"{layer}.weight/float/float16"}
+    return any(n.input[1] in made and _stored_turned(n) for n in graph.node if n.op_type in ("Gemm", "MatMul"))
+
+
+def _stored_turned(node: "NodeProto") -> bool:
+    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not _attribute(node, "transB", 0))
+
+
+def _signed(onnx: Any, stored: "TensorProto", raw: torch.Tensor) -> torch.Tensor:
+    if stored.data_type == onnx.TensorProto.UINT8:
+        return (raw.to(torch.int16) - 128).to(torch.int8)
+    return raw.view(torch.int8)
+
+
+def _half_of(onnx: Any, stored: "TensorProto", *, turned: bool) -> QuantizedWeight:
+    """The 16-bit numbers of a weight; `turned` where the graph multiplies by the transpose."""
+    dtype = torch.float16 if stored.data_type == onnx.TensorProto.FLOAT16 else torch.bfloat16
+    weight = torch.frombuffer(bytearray(stored.raw_data), dtype=dtype).reshape(tuple(stored.dims))
+    return QuantizedWeight(
+        qdata=(weight.t() if turned else weight).contiguous(),
+        scale=torch.zeros(0),
+        bits=16,
+        granularity=Half("float16" if dtype == torch.float16 else "bfloat16"),
     )
 
 

@@ -194,5 +194,5 @@ def _to_tokens(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _to_map(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def _to_map(tokens: torch.Tensor, height: int | torch.SymInt, width: int | torch.SymInt) -> torch.Tensor:
     return tokens.transpose(1, 2).unflatten(2, (height, width))

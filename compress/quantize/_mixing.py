@@ -92,7 +92,7 @@ def options(
 def twins_of(
     stage: StageInput, layers: Mapping[str, FloatLayer], allowed: Sequence[Option], *, clip: bool, batch: int
 ) -> dict[str, dict[Option, QuantizedModule | None]]:
-    """Every layer held in every way that it can be; embeddings read no activations."""
+    """Every layer held in every way that it can be; embeddings, and layers with outlying tokens, have no ranges."""
     on_ranges: dict[str, QuantizedModule] = {}
     if any(option.activation_bits != 32 for option in allowed):
         settings = Settings(
@@ -112,7 +112,7 @@ def twins_of(
         for option in allowed:
             if option.fits(layer) and option.activation_bits == 32:
                 found[name][option] = _weights_only(layer, option, on_ranges.get(name), clip)
-            elif option.fits(layer) and not isinstance(layer, nn.Embedding):
+            elif option.fits(layer) and on_ranges[name].layer.input is not None:
                 found[name][option] = on_ranges[name]
     return found
 

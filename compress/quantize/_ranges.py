@@ -29,6 +29,7 @@ from compress.nn.affine import (
 from compress.nn.batches import central_crop, split, take
 from compress.nn.qmodules import FloatLayer, QEmbedding, QuantizedLayer, QuantizedModule, quantize_layer, quantized
 from compress.nn.surgery import replaced
+from compress.quantize._tokens import first_token_outliers
 from compress.records import Achieved, Inputs
 
 LARGEST_BIAS = 2.0**30  # of an integer bias: a power of two below the largest 32-bit integer
@@ -83,7 +84,8 @@ def static_twins(
         )
         swaps[name] = quantize_layer(layer, spec, integer_weight(layer, given, settings))
     progress(len(layers) + 1, total, "protecting layers and correcting biases")
-    protected = _protect(module, swaps, inputs, settings.protect)
+    protected = _spare_tokens(module, layers, swaps, inputs, settings.batch)
+    protected |= _protect(module, swaps, inputs, settings.protect)
     if settings.bias_correction:
         correct_biases(module, swaps, split(take(inputs, 0, CORRECTION_SAMPLES), settings.batch))
     return Measured(swaps=swaps, protected=protected)
@@ -152,6 +154,24 @@ def correct_biases(
         twin = swaps[name]
         if twin.bias is not None:
             twin.bias = twin.bias - (sums[name] / counts[name]).float()
+
+
+def _spare_tokens(
+    module: nn.Module,
+    layers: Mapping[str, FloatLayer],
+    swaps: dict[str, QuantizedModule],
+    inputs: Inputs,
+    batch: int,
+) -> dict[str, str]:
+    """Give back float activations to the layers whose first token would take the grid for itself; into `swaps`."""
+    few = split(take(inputs, 0, CORRECTION_SAMPLES), batch)
+    found = first_token_outliers(module, layers, few)
+    for name in found:
+        swaps[name] = without_ranges(swaps[name])
+    return {
+        name: f"activations left in float: its first token is {ratio:.1f} times as large as any other"
+        for name, ratio in found.items()
+    }
 
 
 def _protect(module: nn.Module, swaps: dict[str, QuantizedModule], inputs: Inputs, share: float) -> dict[str, str]:

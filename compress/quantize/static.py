@@ -2,6 +2,9 @@
 
 Source: Jacob et al. 2018, arXiv:1712.05877; the MSE range after OMSE (Choukroun et al. 2019, arXiv:1902.06822); bias
 correction after Nagel et al. 2019 (arXiv:1906.04721).
+A convolution that reads a concatenation (the 1x1 shortcut behind a UNet's skip) is taken apart, so that both halves
+have ranges of their own (Q-Diffusion, Li et al. 2023, arXiv:2302.04304), and a layer whose first token is an outlier,
+as in cross-attention to a text, keeps float activations (MixDQ, Zhao et al. 2024, arXiv:2405.17873).
 Differs: ranges come from histograms that are streamed, so memory does not grow with the number of samples; input and
 output of every convolution are quantized, so that runtimes can fuse an integer kernel; residual sums stay in float, and
 so do the activations of the few layers that do the most damage for the least work (`protect`). Embeddings have integer
@@ -18,6 +21,9 @@ from pydantic import Field, PositiveInt
 
 from compress.components import kind_of
 from compress.nn.affine import PerChannel
+from compress.nn.batches import take
+from compress.nn.qmodules import quantizable
+from compress.nn.splits import concatenations, split
 from compress.nn.surgery import replaced
 from compress.quantize._layers import achieved, chosen_layers, left_in_float
 from compress.quantize._ranges import Settings, ranged, static_twins
@@ -59,8 +65,11 @@ def predict(prediction: Prediction, config: Config) -> Prediction:
 
 def apply(stage: StageInput, config: Config) -> StageResult:
     """Measure every chosen layer's input and output, then swap each for its quantized twin."""
-    module = stage.variant.module
-    layers = chosen_layers(module, config.exclude)
+    wanted = chosen_layers(stage.variant.module, config.exclude)
+    joined = concatenations(stage.variant.module, take(stage.inputs, 0, 1))
+    apart = {name: widths for name, widths in joined.items() if name in wanted}
+    module = split(stage.variant.module, apart)
+    layers = {n: m for n, m in quantizable(module).items() if n in wanted or n.rpartition(".parts.")[0] in apart}
     settings = Settings(**config.model_dump(exclude={"exclude"}))
     measured = static_twins(module, layers, stage.inputs, settings, stage.progress)
     result = replaced(module, measured.swaps).requires_grad_(False).eval()
@@ -74,5 +83,9 @@ def apply(stage: StageInput, config: Config) -> StageResult:
         skipped=(
             *(Skipped(name=name, reason=reason) for name, reason in measured.protected.items()),
             *left_in_float(result, config.exclude),
+        ),
+        notes=tuple(
+            f"{name} reads a concatenation: taken apart, with ranges for its {' + '.join(map(str, widths))} channels"
+            for name, widths in apart.items()
         ),
     )

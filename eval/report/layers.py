@@ -1,4 +1,4 @@
-"""The variant layer by layer, and what its stages measured of each layer, as tables and a chart."""
+"""The variant layer by layer, and what its stages measured of each layer, as tables and charts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ from eval.report.figures import NOT_MEASURED, amount, exact, number, quantity
 from eval.report.records import LayerRow, StageTable
 from eval.report.tables import Cell
 
-_AT = " at "  # between what was measured and the alternative: "mse at 4 bits"
-_CHOSEN = "bits"
+_PARTED = ", "  # what was measured, and of which alternative: "mse alone, 4 bits"
+_CHOSEN, _ACTIVATIONS = "bits", "activation bits"  # columns that say which alternative was taken
+_FLOAT = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,17 +26,25 @@ class LayerLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """One quantity of every row, an alternative beside the other."""
+
+    what: str  # "mse alone"
+    drawing: str  # SVG
+    key: str  # what the marks stand for: "4: 4 bits, 8: 8 bits"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """A stage's table as it is read, with its chart as SVG; "" where there is nothing to draw."""
+    """A stage's table as it is read, with its charts; none where nothing can be drawn."""
 
     stage: str
     title: str
     headers: tuple[str, ...]
     numeric: tuple[bool, ...]
     lines: tuple[tuple[str, ...], ...]
-    chart: str
-    charted: str  # what the chart's axis shows: "mse"
-    chosen: bool  # whether it says which alternative was taken
+    charts: tuple[Chart, ...]
+    chosen: bool  # whether the marks say which alternative was taken
 
 
 def layer_lines(rows: Sequence[LayerRow]) -> tuple[LayerLine, ...]:
@@ -55,45 +64,64 @@ def layer_lines(rows: Sequence[LayerRow]) -> tuple[LayerLine, ...]:
 
 
 def drawn(table: StageTable) -> Drawn:
-    """A stage's table, its chart sorted as the table is."""
-    quantity_of, columns = alternatives(table)
+    """A stage's table, and a chart of each quantity that was measured of several alternatives."""
     return Drawn(
         stage=table.stage,
         title=table.title,
         headers=table.columns,
         numeric=tuple(any(isinstance(row[i], int | float) for row in table.rows) for i in range(len(table.columns))),
         lines=tuple(tuple(_written(value) for value in row) for row in table.rows),
-        chart=_chart(table, quantity_of, columns) if columns else "",
-        charted=quantity_of,
+        charts=tuple(_chart(table, what, columns) for what, columns in alternatives(table).items()),
         chosen=_CHOSEN in table.columns,
     )
 
 
-def alternatives(table: StageTable) -> tuple[str, tuple[int, ...]]:
-    """What the chart shows and which columns: the first that are named alike up to " at "; "" and none without any."""
-    heads = [(i, name.partition(_AT)[0]) for i, name in enumerate(table.columns) if i and _AT in name]
-    if not heads:
-        return "", ()
-    return heads[0][1], tuple(i for i, head in heads if head == heads[0][1])
+def alternatives(table: StageTable) -> dict[str, tuple[int, ...]]:
+    """Quantity -> its columns, those that are named alike up to the first comma."""
+    found: dict[str, tuple[int, ...]] = {}
+    for i, name in enumerate(table.columns):
+        what, comma, _ = name.partition(_PARTED)
+        if i and comma:
+            found[what] = (*found.get(what, ()), i)
+    return found
 
 
-def _chart(table: StageTable, what: str, columns: Sequence[int]) -> str:
-    names = [table.columns[i] for i in columns]
-    marks = [name.partition(_AT)[2].partition(" ")[0][:2] for name in names]
+def _chart(table: StageTable, what: str, columns: Sequence[int]) -> Chart:
+    options = [table.columns[i].partition(_PARTED)[2] for i in columns]
+    marks = _marks(options)
     rows = [
         svg.Lane(
             label=str(row[0]),
             values=tuple(value if isinstance(value := row[i], int | float) else None for i in columns),
-            chosen=_chosen(table, row, marks),
+            chosen=_chosen(table, row, options),
         )
         for row in table.rows
     ]
-    return svg.lanes(rows, names=names, marks=marks, title=f"{table.title}: {what}")
+    names = [f"{what}, {option}" for option in options]
+    return Chart(
+        what=what,
+        drawing=svg.lanes(rows, names=names, marks=marks, title=f"{table.title}: {what}"),
+        key=", ".join(f"{mark}: {option}" for mark, option in zip(marks, options, strict=True)),
+    )
 
 
-def _chosen(table: StageTable, row: Sequence[object], marks: Sequence[str]) -> int | None:
-    taken = str(row[table.columns.index(_CHOSEN)]) if _CHOSEN in table.columns else ""
-    return marks.index(taken) if taken in marks else None
+def _marks(options: Sequence[str]) -> list[str]:
+    """The number that an option begins with; with a letter where several begin with one."""
+    numbers = [option.partition(" ")[0][:2] for option in options]
+    return [
+        one if numbers.count(one) == 1 else f"{one[:1]}{chr(ord('a') + numbers[:i].count(one) % 26)}"
+        for i, one in enumerate(numbers)
+    ]
+
+
+def _chosen(table: StageTable, row: Sequence[object], options: Sequence[str]) -> int | None:
+    """The place of the option that was taken; None where the layer stays in float, or nothing says it."""
+    if _CHOSEN not in table.columns:
+        return None
+    taken = f"{row[table.columns.index(_CHOSEN)]} bits"
+    activations = row[table.columns.index(_ACTIVATIONS)] if _ACTIVATIONS in table.columns else _FLOAT
+    taken += "" if activations == _FLOAT else f", {activations}-bit activations"
+    return options.index(taken) if taken in options else None
 
 
 def _written(value: str | int | float | None) -> str:

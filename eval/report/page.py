@@ -16,6 +16,7 @@ from eval.report.figures import amount, change, number, quantity
 from eval.report.records import LatencySamples, PerImage, Picture, Report, Thumbnail
 
 _OPEN_UP_TO = 8  # a list longer than this starts folded
+_MANY_LANES = 40  # and a chart with more rows
 
 
 def render(report: Report) -> str:
@@ -48,6 +49,7 @@ def render(report: Report) -> str:
         history=trends.trend_lines(report.history),
         achieved=tables.achieved_lines(report.achieved),
         open_up_to=_OPEN_UP_TO,
+        many_lanes=_MANY_LANES,
         pictures=[_panels(picture) for picture in report.pictures],
         gain=pictures.GAIN,
         latency_chart=_latency_chart(report.latency),

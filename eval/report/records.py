@@ -213,8 +213,8 @@ class LayerRow:
 class StageTable:
     """Figures that a stage measured: the first column names the row, None is not measured.
 
-    Numeric columns that are named alike up to " at " ("mse at 4 bits", "mse at 8 bits") are drawn as a chart; a column
-    "bits" beside them says which of them was chosen.
+    Columns that are named alike up to a comma ("mse alone, 4 bits", "mse alone, 8 bits") are drawn as a chart; columns
+    "bits" and "activation bits" beside them say which was chosen.
     """
 
     stage: str

@@ -9,7 +9,18 @@ import torch
 from safetensors.torch import load_file
 
 from compress.errors import UserError
-from compress.files import read_json, sha256, write_atomically, write_json, write_tensors, write_text
+from compress.files import (
+    copy_artifact,
+    parts_of,
+    read_json,
+    sha256,
+    size_of,
+    write_atomically,
+    write_folder_atomically,
+    write_json,
+    write_tensors,
+    write_text,
+)
 
 
 def test_replaces_what_was_there_and_makes_folders(tmp_path):
@@ -93,3 +104,33 @@ def test_digest_of_a_file_longer_than_one_chunk(tmp_path):
     data = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(data)
     assert sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_folder_appears_whole_in_the_place_of_the_old_one(tmp_path):
+    path = tmp_path / "a" / "model.package"
+    for content in ("old", "new"):
+        write_folder_atomically(path, lambda folder, content=content: write_text(folder / "data" / content, content))
+    assert [p.relative_to(path).as_posix() for p in parts_of(path)] == ["data/new"]
+
+    def fail(folder):
+        (folder / "half").write_text("half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_folder_atomically(path, fail)
+    assert [p.relative_to(tmp_path).as_posix() for p in parts_of(tmp_path)] == ["a/model.package/data/new"]
+
+
+def test_artifacts_are_copied_and_measured_whether_file_or_folder(tmp_path):
+    folder, file = tmp_path / "m.package", tmp_path / "m.bin"
+    write_text(folder / "a" / "b", "12345")
+    write_text(folder / "c", "678")
+    write_text(file, "12")
+    (folder / "c").chmod(0o600)
+    for artifact, size in ((folder, 8), (file, 2)):
+        copy = tmp_path / "copies" / artifact.name
+        copy_artifact(artifact, copy)
+        copy_artifact(artifact, copy)
+        assert size_of(copy) == size_of(artifact) == size
+        assert {p.stat().st_mode & 0o777 for p in parts_of(copy)} == {0o644}
+    assert sorted(p.name for p in (tmp_path / "copies").iterdir()) == ["m.bin", "m.package"]

@@ -116,6 +116,7 @@ def test_the_run_leaves_verdicts_a_report_an_artifact_and_a_zoo_entry(passed: Pa
     assert all(set(row) >= KEYS and row["passed"] is True for row in verdicts)
     judged = {(row["subject"], row["metric"]) for row in verdicts}
     assert {("variant", "psnr"), ("onnx", "psnr"), ("onnx", "latency"), ("onnx to torch", "psnr")} <= judged
+    assert ("onnx to torch, half the size", "psnr") in judged
     achieved = {row["statistic"]: row["value"] for row in verdicts if row["metric"] == "achieved"}
     assert achieved["prune.depth: blocks removed"] == 1
     layers = len(read(passed / "variant" / "quantization.json")["layers"])

@@ -142,7 +142,7 @@ def full_report(name: str = "decoder/x") -> Report:
             StageTable(
                 stage=name,
                 title=name,
-                columns=(name, "mse at 4 bits", "mse at 8 bits", "bits", "cost"),
+                columns=(name, "mse alone, 4 bits", "mse alone, 8 bits", "bits", "cost"),
                 rows=((name, 1e-3, 1e-6, 8, None), ("b", 2e-5, None, 4, 3)),
             ),
         ),
@@ -300,8 +300,8 @@ def test_layers_tables_strip_and_history_are_read() -> None:
     text = words(text)
     assert "n n n 432 1.00 k 448 B was 1.69 KiB" in text
     assert "Layers that only the reference has (1) n" in text
-    assert "n mse at 4 bits mse at 8 bits bits cost n 0.001000 1.000e-06 8 not measured" in text
-    assert "the filled mark was chosen" in text
+    assert "n mse alone, 4 bits mse alone, 8 bits bits cost n 0.001000 1.000e-06 8 not measured" in text
+    assert "4: 4 bits, 8: 8 bits. The filled mark was chosen" in text
     assert f"26.00 dB {MINUS}1.00 dB" in text
     assert "The 3 that lose least are left out." in text
     assert f"26.50 dB 26.00 dB {MINUS}0.50 dB" in text

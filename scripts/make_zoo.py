@@ -1,0 +1,120 @@
+"""Run recipes in every format that can hold what they make, into one zoo.
+
+    python scripts/make_zoo.py --zoo zoo [--work .zoo] [--formats onnx litert] [RECIPE ...]
+
+A format that cannot hold a variant, or whose file fails a gate, is left out and named with the reason. Where the zoo is
+there already, the digests of its files and samples are compared with the new ones: 0 where all are the same, 1 where one
+is not (cards and verdicts hold timings, which are taken anew). benchmarks/formats.py prints the table of all formats.
+"""
+
+import argparse
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from compress import drawing, recipe, registry
+from compress.errors import UserError
+from compress.pipeline import run_plan
+from compress.plan import make_plan
+from compress.store import Store
+from compress.zoo_index import INDEX, read_index
+
+TIMED = ("card.json", "README.md", "verdicts.json")  # hold latencies, which no two runs share
+
+
+def formats_that_hold(base: recipe.Recipe, wanted: list[str]) -> list[str]:
+    """Formats whose plan is accepted; the others are named."""
+    held = []
+    for name in wanted:
+        try:
+            make_plan(with_formats(base, [name]))
+            held.append(name)
+        except UserError as error:
+            left_out(base.name, name, str(error).splitlines()[0])
+    return held
+
+
+def left_out(recipe_name: str, format_name: str, reason: str) -> None:
+    print(f"left out: {recipe_name} in {format_name}: {reason}", flush=True)
+
+
+def with_formats(base: recipe.Recipe, names: list[str]) -> recipe.Recipe:
+    """The recipe with these formats, each with its recipe's options or else its defaults."""
+    written = {item.format: item for item in base.export}
+    made = [
+        written.get(name, recipe.PlannedExport(format=name, config=registry.load(f"export.{name}").Config()))
+        for name in names
+    ]
+    return replace(base, export=tuple(made))
+
+
+def build(base: recipe.Recipe, names: list[str], work: Path, zoo: Path) -> None:
+    """Run until every format that is left passes; a format that fails a gate is left out."""
+    left = list(names)
+    while left:
+        chosen = with_formats(base, left)
+        out = work / base.name
+        shutil.rmtree(out, ignore_errors=True)
+        with drawing.Drawer(drawing.console(stderr=True)) as drawer:
+            done = run_plan(
+                make_plan(chosen),
+                store=Store(work / "store"),
+                out=out,
+                zoo=zoo,
+                emit=drawer,
+                recipe_text=recipe.to_yaml(chosen),
+            )
+        if done.passed:
+            return
+        failed = {v.subject.partition(" ")[0]: v.reason for v in done.verdicts if not v.passed}
+        if "variant" in failed:
+            raise SystemExit(f"{base.name}: the variant itself failed: {failed['variant']}")
+        for name, reason in failed.items():
+            left_out(base.name, name, reason)
+        left = [name for name in left if name not in failed]
+
+
+def digests(zoo: Path) -> dict[str, str]:
+    """SHA-256 of every file that holds no timing."""
+    return {
+        f"{name}/{file}": listed.sha256
+        for name, entry in read_index(zoo).items()
+        for file, listed in entry.files.items()
+        if file not in TIMED
+    }
+
+
+def compared(before: dict[str, str], after: dict[str, str]) -> int:
+    """Name every file that is not as it was; the exit code."""
+    differing = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    for name in differing:
+        print(f"differs: {name}")
+    total = len(before.keys() | after.keys())
+    print(f"{total - len(differing)} of {total} files as they were")
+    return 1 if differing else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", default=["decoder/d4_c50_kd_w8a8", "decoder/w8a8"])
+    parser.add_argument("--zoo", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path(".zoo"), help="runs and the stage cache")
+    parser.add_argument("--formats", nargs="+", default=[n.removeprefix("export.") for n in registry.names("export")])
+    arguments = parser.parse_args()
+    before = digests(arguments.zoo) if (arguments.zoo / INDEX).is_file() else None
+    fresh = arguments.work / "zoo"
+    shutil.rmtree(fresh, ignore_errors=True)
+    for name in arguments.recipes:
+        base = recipe.read_recipe(recipe.find(name))
+        build(base, formats_that_hold(base, arguments.formats), arguments.work, fresh)
+    after = digests(fresh)
+    if before != after:
+        shutil.rmtree(arguments.zoo, ignore_errors=True)
+        shutil.copytree(fresh, arguments.zoo)
+    sys.exit(0 if before is None else compared(before, after))
+
+
+if __name__ == "__main__":
+    main()
