@@ -13,13 +13,15 @@ from cyclopts import App, CycloptsError
 
 from compress.errors import UserError
 
-COMMANDS = ("check", "plan", "run", "gate", "report", "methods", "doctor", "schema")
+COMMANDS = ("check", "plan", "run", "gate", "report", "bench", "generate", "methods", "doctor", "schema")
 MODELS = ("list", "show", "convert")
 MODULES = (
     "commands",
     "model_commands",
     "gate_command",
+    "generate_command",
     "weights_command",
+    "bench_command",
     "zoo_command",
 )  # a command is a function of one of them
 GROUPS = {

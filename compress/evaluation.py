@@ -138,6 +138,7 @@ def specs(recipe_gates: Sequence[Gate]) -> tuple[gates.GateSpec, ...]:
         "max_rise",
         "max_ratio",
         "max_gain",
+        "undecided",
     )
     return tuple(gates.GateSpec(**{name: getattr(gate, name) for name in names}) for gate in recipe_gates)
 

@@ -130,7 +130,7 @@ def judge_file(
     taken = latency.paired_ratio(
         lambda: theirs(*example),
         lambda: candidate(*example),
-        sampling=latency.Sampling(seconds=evaluation.JUDGED_LATENCY_SECONDS),
+        sampling=latency.Sampling(seconds=evaluation.JUDGED_LATENCY_SECONDS, limits=gates.latency_limits(specs)),
         runtime=exporter.RUNTIME,
         threads=threads,
     )

@@ -121,6 +121,7 @@ def _run_stage(job: Job, stage: PlannedStage, name: str, parent: Variant) -> Pat
         sample=job.feed.sample,
         seed=job.plan.recipe.seed,
         scratch=job.store.scratch(stage.key),
+        diffusion=job.feed.diffusion() if stage.method.startswith("distill.") else None,
         progress=lambda done, total, text: job.tell(
             Event(kind="progress", name=name, text=text, done=done, total=total)
         ),

@@ -100,6 +100,15 @@ class StageRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Diffusion:
+    """What a diffusion network is trained on besides itself."""
+
+    schedule: Any  # compress.sampling.schedule.Schedule: how much noise at which time step
+    clean: Callable[[int, int, int], Inputs]  # (step, batch, pixels) -> latents without noise, then the conditions
+    empty: Inputs | None  # the conditions of an empty text [1, ...]; None: guidance is not possible
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageInput:
     """What a method is given. Nothing in here may be written to, the scratch folder excepted."""
 
@@ -110,6 +119,7 @@ class StageInput:
     seed: int
     scratch: Path  # survives a kill; emptied once the stage's result is stored
     progress: Callable[[int, int, str], None] = field(default=lambda done, total, text: None)
+    diffusion: Diffusion | None = None  # of a diffusion network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,3 +174,4 @@ class Feed:
     sample: Callable[[int, int, int], Inputs]  # (step, batch, pixels) -> training inputs, same step same bits
     evaluation: Callable[[], Samples]
     notes: tuple[str, ...] = ()  # what stands in for inputs that the component's family cannot give
+    diffusion: Callable[[], Diffusion | None] = lambda: None  # of a diffusion network whose family has all of it

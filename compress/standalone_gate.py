@@ -206,7 +206,9 @@ def _take_file(path: Path, case: Case) -> Taken:
         taken = latency.paired_ratio(
             lambda: theirs(*example),
             lambda: candidate(*example),
-            sampling=latency.Sampling(seconds=evaluation.JUDGED_LATENCY_SECONDS),
+            sampling=latency.Sampling(
+                seconds=evaluation.JUDGED_LATENCY_SECONDS, limits=gates.latency_limits(case.specs)
+            ),
             runtime=exporter.RUNTIME,
             threads=threads,
         )

@@ -64,6 +64,9 @@ class Gate(Schema):
     max_gain: float | None = Field(
         None, ge=0, description="beside a drop, rise or ratio: how much better is still believed"
     )
+    undecided: Literal["fail", "pass"] = Field(
+        "fail", description="latency only: what it comes to where the limit lies inside the interval"
+    )
 
     @field_validator("metric")
     @classmethod
@@ -108,6 +111,13 @@ class Gate(Schema):
         if traits and not traits.sampled and statistic in ("p5", "worst"):
             raise ValueError(f"{traits.name} is one number for the variant, not one per picture; leave statistic out")
         return statistic
+
+    @field_validator("undecided")
+    @classmethod
+    def _undecided_fits(cls, undecided: str, info: ValidationInfo) -> str:
+        if undecided == "pass" and info.data.get("metric", "latency") != "latency":
+            raise ValueError("only latency can be undecided; leave it out")
+        return undecided
 
     @field_validator(*LIMITS)
     @classmethod

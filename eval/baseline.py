@@ -130,6 +130,8 @@ def refusals(spec: GateSpec, comparison: Comparison, now: Measurement | LatencyR
     if isinstance(now, LatencyRatio) and cost is not None:
         found += _differing("runtime", cost.runtime, now.runtime)
         found += _differing("threads", cost.threads, now.threads)
+        if now.host != comparison.now.host:  # measured elsewhere than where the gate runs, as on a phone
+            found += _differing("device", stored.conditions.host, now.host)
     return found
 
 

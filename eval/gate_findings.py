@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -129,17 +129,12 @@ def latency_to_baseline(
     stored = comparison.stored.costs["latency"]
     low, high = (stored.value if end is None else end for end in (stored.low, stored.high))
     return (
-        LatencyRatio(
+        replace(
+            latency,
             ratio=latency.ratio / stored.value,
             low=latency.low / high,
             high=latency.high / low,
             noise_floor=latency.noise_floor + (stored.noise_floor or 0.0),
-            reference_ms=latency.reference_ms,
-            candidate_ms=latency.candidate_ms,
-            pairs=latency.pairs,
-            threads=latency.threads,
-            host=latency.host,
-            runtime=latency.runtime,
         ),
         "",
     )

@@ -35,6 +35,7 @@ class GateSpec:
     max_ratio: float | None = None
     max_gain: float | None = None
     runtime: str | None = None  # latency: the runtime it must have been measured in
+    undecided: Literal["fail", "pass"] = "fail"  # latency: what it comes to where the limit lies inside the interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,7 @@ class Verdict:
     high: float | None = None
     definition: str = ""  # of the metric
     net_digest: str | None = None  # SHA-256 of the net's weights
+    undecided: bool = False  # latency: the limit lies inside the interval; `passed` is then the gate's own policy
 
 
 class Sizes(NamedTuple):

@@ -24,6 +24,10 @@ def problems(spec: GateSpec) -> list[str]:
     found += _net(spec)
     if spec.runtime is not None and spec.metric != "latency":
         found.append("runtime belongs to latency gates only")
+    if spec.undecided not in ("fail", "pass"):
+        found.append(f"undecided is fail or pass, not {spec.undecided!r}")
+    elif spec.undecided == "pass" and spec.metric != "latency":
+        found.append("undecided belongs to latency gates only")
     return found
 
 

@@ -28,6 +28,7 @@ from eval.gate_records import (
     to_json,
 )
 from eval.gate_rules import problems
+from eval.latency_outcome import outcome, outcome_ms
 from eval.metrics.latency import LatencyRatio
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "floors",
     "from_json",
     "judge",
+    "latency_limits",
     "metrics_of",
     "problems",
     "to_json",
@@ -120,6 +122,14 @@ def metrics_of(specs: Iterable[GateSpec], takes: registry.Takes = "images") -> t
     return tuple(dict.fromkeys(wanted))
 
 
+def latency_limits(specs: Iterable[GateSpec]) -> tuple[float, ...]:
+    """The ratios that a measurement has to tell apart to judge these gates; () where it has to be precise anyway."""
+    gated = [spec for spec in specs if spec.metric == "latency"]
+    if any(spec.max_ratio is None or spec.max_gain is not None or spec.against == "baseline" for spec in gated):
+        return ()
+    return tuple(sorted({spec.max_ratio for spec in gated if spec.max_ratio is not None}))
+
+
 def _kinds(spec: GateSpec) -> tuple[Kind, ...]:
     """The limits of a gate: one, or the two sides of a window."""
     given = tuple(kind for kind in KINDS if getattr(spec, kind) is not None)
@@ -163,10 +173,15 @@ def _latency_verdict(
     if refused:
         finding = replace(finding, problem=refused)
     verdict = _verdict(spec, kind, finding, subject=subject)
-    if kind != "max_ratio" or latency is None or finding.problem is not None or math.isnan(finding.value):
+    if kind == "max_gain" or latency is None or finding.problem is not None or math.isnan(finding.value):
         return verdict
-    passed, reason = _within_noise(latency, verdict.limit)
-    return replace(verdict, passed=passed, reason=reason)
+    found = outcome(latency, verdict.limit) if kind == "max_ratio" else outcome_ms(latency, verdict.limit)
+    if found.state == "undecided":
+        passed = spec.undecided == "pass"
+        policy = "passed, as this gate says of what is undecided" if passed else "failed, as is everything undecided"
+        return replace(verdict, passed=passed, undecided=True, reason=f"undecided: {found.text} ({policy})")
+    passed = found.state == "pass"
+    return replace(verdict, passed=passed, reason=found.text if passed else f"failed: {found.text}")
 
 
 def _verdict(spec: GateSpec, kind: Kind, finding: Finding, *, subject: str) -> Verdict:
@@ -195,26 +210,6 @@ def _verdict(spec: GateSpec, kind: Kind, finding: Finding, *, subject: str) -> V
         definition=finding.definition or registry.get(spec.metric).DEFINITION,
         net_digest=finding.net_digest,
     )
-
-
-def _within_noise(latency: LatencyRatio, limit: float) -> tuple[bool, str]:
-    """Judge a ratio by its interval.
-
-    Passed where all of it is within the limit, failed where none is. Where the limit lies inside, the ratio decides,
-    but only if the interval is as narrow as this host can make it: half of it no wider than the A/A noise floor.
-    """
-    seen = f"ratio {latency.ratio:.3f} (95 % {latency.low:.3f} to {latency.high:.3f}, {latency.pairs} pairs)"
-    half = (latency.high - latency.low) / 2
-    if not all(map(math.isfinite, (latency.ratio, half, latency.noise_floor))):
-        return False, f"failed: {seen} is not a measurement"
-    if latency.high <= limit:
-        return True, f"{seen} is within {limit:g}"
-    if latency.low > limit:
-        return False, f"failed: {seen} is above {limit:g}; the candidate is too slow on {latency.host}"
-    noise = f"the limit {limit:g} lies inside the interval; this host's noise floor is {latency.noise_floor:.3f}"
-    if latency.ratio <= limit and half <= latency.noise_floor:
-        return True, f"{seen}: {noise}, so the ratio decides"
-    return False, f"failed: {seen}: {noise}; measure longer, or on a quieter host"
 
 
 def _sentence(spec: GateSpec, kind: Kind, finding: Finding, *, limit: float, passed: bool) -> str:

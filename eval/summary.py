@@ -35,7 +35,9 @@ def _row(verdict: Verdict) -> str:
     value = "exact" if verdict.exact else "none" if verdict.value is None else f"{verdict.value:.4g}{unit}"
     interval = "" if verdict.low is None or verdict.high is None else f"{verdict.low:.4g} to {verdict.high:.4g}"
     cells = (
-        "passed" if verdict.passed else "**FAILED**",
+        ("passed, undecided" if verdict.undecided else "passed")
+        if verdict.passed
+        else ("**UNDECIDED**" if verdict.undecided else "**FAILED**"),
         verdict.subject,
         f"{owner}{verdict.metric}{net}, {verdict.statistic}",
         value,

@@ -19,6 +19,10 @@ SAMPLES = {  # small, quick configurations; a method without an entry is tested 
     "prune.width": {"ratio": 0.5, "round_to": 4},
     "distill.output": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
     "distill.feature": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
+    "distill.progressive": {"steps": 2, "batch": 1, "pixels": 32, "precision": "float32", "first": 2, "last": 1},
+    "distill.consistency": {"steps": 2, "batch": 1, "pixels": 32, "precision": "float32", "grid": 4},
+    "distill.diffusion_gan": {"steps": 2, "batch": 1, "pixels": 32, "precision": "float32"},
+    "distill.adversarial": {"steps": 2, "batch": 1, "pixels": 32, "precision": "float32"},
     "distill.qat": {"steps": 3, "batch": 1, "pixels": 32, "precision": "float32"},
     "quantize.half": {"dtype": "bfloat16"},
     "quantize.adaround": {"steps": 3, "samples": 2, "latent_size": 4, "clip": False},
@@ -30,6 +34,7 @@ SAMPLES = {  # small, quick configurations; a method without an entry is tested 
     "quantize.static": {"observer": "min_max", "clip": False},
 }
 BEFORE = {"distill.qat": ("quantize.rtn",)}  # what a method must find done
+OF_UNETS = ("distill.progressive", "distill.consistency", "distill.diffusion_gan", "distill.adversarial")
 METHODS = registry.methods()
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -38,9 +43,19 @@ def config_of(name):
     return registry.load(name).Config(**SAMPLES.get(name, {}))
 
 
+def component_of(name, seed=0):
+    """What a method is tried on: the tiny decoder, or the UNet for methods of diffusion."""
+    return tiny.unet(seed) if name in OF_UNETS else tiny.decoder(seed)
+
+
+def example_of(name, count=4, size=8):
+    return tiny.unet_inputs(count, size, seed=9) if name in OF_UNETS else (tiny.latents(count, size, seed=9),)
+
+
 def start_of(name):
-    """The variant and the prediction that a method is given: the tiny decoder, after what the method needs before it."""
-    variant, prediction = tiny.decoder(), Prediction(ends=(tiny.decoder().arch,))
+    """The variant and the prediction that a method is given: the tiny component, after what the method needs before."""
+    variant = component_of(name)
+    prediction = Prediction(ends=(variant.arch,))
     for before in BEFORE.get(name, ()):
         result = registry.load(before).apply(tiny.stage_input(Path(), variant), config_of(before))
         variant = replace(variant, arch=result.arch, module=result.module)
@@ -50,7 +65,8 @@ def start_of(name):
 
 def stage_of(name, folder):
     folder.mkdir(parents=True, exist_ok=True)
-    return tiny.stage_input(folder, start_of(name)[0], teacher=tiny.decoder(1).module)
+    given = {"inputs": tiny.unet_inputs(), "diffusion": tiny.diffusion()} if name in OF_UNETS else {}
+    return tiny.stage_input(folder, start_of(name)[0], teacher=component_of(name, 1).module, **given)
 
 
 def apply_to(name, stage):
@@ -136,11 +152,12 @@ def test_the_result_is_ready_to_use_and_makes_finite_pictures_of_the_same_shape(
     module = applied(name, tmp_path).module
     assert not any(m.training for m in module.modules())
     assert not any(p.requires_grad for p in module.parameters())
-    for size in (4, 9):
-        x = tiny.latents(2, size)
-        image = module(x)
-        assert image.shape == tiny.decoder().module(x).shape and image.dtype == torch.float32
-        assert image.isfinite().all() and image.min() >= 0 and image.max() <= 1
+    for size in (4, 8) if name in OF_UNETS else (4, 9):
+        inputs = example_of(name, 2, size)
+        made = module(*inputs)
+        assert made.shape == component_of(name).module(*inputs).shape and made.dtype == torch.float32
+        assert made.isfinite().all()
+        assert name in OF_UNETS or (made.min() >= 0 and made.max() <= 1)
 
 
 @every_method
@@ -153,24 +170,24 @@ def test_it_says_what_was_asked_and_met_it(name, tmp_path):
 @every_method
 def test_the_result_rebuilds_from_its_files(name, tmp_path):
     result = applied(name, tmp_path)
-    save_variant(replace(tiny.decoder(), arch=result.arch, module=result.module), tmp_path / "saved")
+    save_variant(replace(component_of(name), arch=result.arch, module=result.module), tmp_path / "saved")
     back = load_variant(tmp_path / "saved")
-    x = tiny.latents(seed=9)
+    inputs = example_of(name)
     assert back.arch == result.arch
-    assert torch.equal(back.module(x), result.module(x))
+    assert torch.equal(back.module(*inputs), result.module(*inputs))
     if not quantized(result.module):
         plain = build(result.arch)
         plain.load_state_dict(result.module.state_dict())
-        assert torch.equal(plain(x), result.module(x))
+        assert torch.equal(plain(*inputs), result.module(*inputs))
 
 
 @every_method
 def test_what_was_planned_is_what_came(name, tmp_path):
     ends = registry.load(name).predict(start_of(name)[1], config_of(name))
     result = applied(name, tmp_path)
-    shape = [(1, 8, 4, 4)]
-    done = cost.measure(result.module, shape)
-    bounds = [cost.measure(build(end), shape) for end in ends.ends]
+    example = example_of(name, 1, 4)
+    done = cost.measure(result.module, example)
+    bounds = [cost.measure(build(end), example) for end in ends.ends]
     for figure in ("macs", "parameters"):
         values = [getattr(bound, figure) for bound in bounds]
         assert min(values) <= getattr(done, figure) <= max(values)

@@ -11,7 +11,8 @@ from torch import nn
 from compress.components import build, text_encoder, vae
 from compress.components import unet as unets
 from compress.components._unet_config import BlockConfig, Grammar, StageConfig, TransformerConfig
-from compress.records import Arch, Inputs, StageInput, Variant
+from compress.records import Arch, Diffusion, Inputs, StageInput, Variant
+from compress.sampling.schedule import Schedule
 
 WIDTHS = (16, 16, 8, 8)
 HIDDEN = ((16, 16), (16,), (8, 8), (8,))
@@ -96,6 +97,19 @@ def text_inputs(count: int = 4, seed: int = 0) -> Inputs:
     return (torch.randint(0, 40, (count, 9), generator=torch.Generator().manual_seed(3000 + seed)),)
 
 
+def diffusion(levels: int = 1000, *, guided: bool = True) -> Diffusion:
+    """Clean latents 4x4 and text states, by step; the empty text is all zero."""
+
+    def clean(step: int, batch: int, pixels: int) -> Inputs:
+        generator = torch.Generator().manual_seed(4000 + step)
+        side = pixels // vae.PATCH
+        shapes = (batch, 8, side, side), (batch, 5, 12)
+        return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+    schedule = Schedule(num_train_timesteps=levels)
+    return Diffusion(schedule=schedule, clean=clean, empty=(torch.zeros(1, 5, 12),) if guided else None)
+
+
 def latents(count: int = 4, size: int = 8, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 8, size, size, generator=torch.Generator().manual_seed(1000 + seed))
 
@@ -112,6 +126,7 @@ def stage_input(
     inputs: torch.Tensor | Inputs | None = None,
     seed: int = 0,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    diffusion: Diffusion | None = None,
 ) -> StageInput:
     given = latents() if inputs is None else inputs
     return StageInput(
@@ -122,6 +137,7 @@ def stage_input(
         seed=seed,
         scratch=scratch,
         progress=progress,
+        diffusion=diffusion,
     )
 
 

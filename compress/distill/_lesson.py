@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -20,41 +21,54 @@ from compress.schema import Schema
 VALIDATION_BATCH = 4
 
 
-class Lesson(Schema):
-    """How long to train, on what, in which precision; the keys that all distillations share."""
+class Training(Schema):
+    """How long to train, in which precision; the keys that everything that trains shares."""
 
     steps: PositiveInt = Field(400, description="Optimizer steps.")
     lr: float = Field(1e-3, gt=0, lt=1, description="Largest learning rate (Adam, warm-up then cosine).")
     batch: PositiveInt = Field(8, description="Crops per step.")
     pixels: int = Field(96, ge=32, le=1024, multiple_of=8, description="Side of a crop.")
-    source: Literal["data", "sampled"] = Field(
-        "data", description="data: crops of the calibration data; sampled: latents of their spectrum, drawn at random."
-    )
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where to train.")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="Of the running mean of the weights that is kept; 0: none.")
-    validate_every: int = Field(0, ge=0, description="Steps between validations on the calibration inputs; 0: never.")
-    keep_best: Literal["psnr", "lpips"] = Field("psnr", description="What a validation measures, to the teacher.")
-    patience: int = Field(0, ge=0, description="Validations without a better one before training stops; 0: never.")
     checkpoint_every: PositiveInt = Field(50, description="Steps between checkpoints.")
 
     def schedule(self) -> Schedule:
         """The loop's part of these keys."""
-        return Schedule(
-            steps=self.steps,
-            lr=self.lr,
-            checkpoint_every=self.checkpoint_every,
-            ema_decay=self.ema_decay,
-            validate_every=self.validate_every,
-            patience=self.patience,
-        )
+        return Schedule(steps=self.steps, lr=self.lr, checkpoint_every=self.checkpoint_every, ema_decay=self.ema_decay)
+
+
+class Lesson(Training):
+    """Training towards a teacher's outputs: on what, and which weights are kept."""
+
+    source: Literal["data", "sampled"] = Field(
+        "data", description="data: crops of the calibration data; sampled: latents of their spectrum, drawn at random."
+    )
+    validate_every: int = Field(0, ge=0, description="Steps between validations on the calibration inputs; 0: never.")
+    keep_best: Literal["psnr", "lpips"] = Field("psnr", description="What a validation measures, to the teacher.")
+    patience: int = Field(0, ge=0, description="Validations without a better one before training stops; 0: never.")
+
+    def schedule(self) -> Schedule:
+        """The loop's part of these keys."""
+        return replace(super().schedule(), validate_every=self.validate_every, patience=self.patience)
 
 
 def refuse(stage: StageInput, lesson: Lesson, name: str) -> None:
-    """What no training can do.
+    """What no such lesson can do.
 
     Raises:
         UserError: quantized layers, a missing GPU, patience without validations.
+    """
+    refuse_training(stage, lesson, name)
+    if lesson.patience and not lesson.validate_every:
+        raise UserError(f"{name}: patience counts validations; give validate_every as well")
+
+
+def refuse_training(stage: StageInput, lesson: Training, name: str) -> None:
+    """What no training can do.
+
+    Raises:
+        UserError: quantized layers, a missing GPU.
     """
     if quantized(stage.variant.module):
         raise UserError(f"{name} trains float weights; put it before the quantize stage, or train with distill.qat")
@@ -62,18 +76,16 @@ def refuse(stage: StageInput, lesson: Lesson, name: str) -> None:
         raise UserError(
             f"{name}: device: cuda, but this machine has no usable GPU; leave device out to train on the CPU"
         )
-    if lesson.patience and not lesson.validate_every:
-        raise UserError(f"{name}: patience counts validations; give validate_every as well")
 
 
-def student_of(stage: StageInput, lesson: Lesson) -> nn.Module:
+def student_of(stage: StageInput, lesson: Training) -> nn.Module:
     """A copy of the variant to train, in the memory layout of the fast kernels."""
     student = build(stage.variant.arch)
     student.load_state_dict(stage.variant.module.state_dict())
     return channels_last(student.requires_grad_(True)).to(lesson.device)
 
 
-def teacher_of(stage: StageInput, lesson: Lesson) -> nn.Module:
+def teacher_of(stage: StageInput, lesson: Training) -> nn.Module:
     """A copy of the teacher in the same layout."""
     return channels_last(copy.deepcopy(stage.teacher)).to(lesson.device)
 
@@ -85,7 +97,7 @@ def inputs_at(stage: StageInput, lesson: Lesson, step: int) -> Inputs:
         inputs = stage.sample(drawn, lesson.batch, lesson.pixels)
     else:
         inputs = sampled(stage.inputs, lesson.batch, torch.Generator().manual_seed(stage.seed * 2**20 + drawn))
-    return tuple(_laid_out(x).to(lesson.device) for x in inputs)
+    return tuple(laid_out(x).to(lesson.device) for x in inputs)
 
 
 def sampled(inputs: Inputs, batch: int, generator: torch.Generator) -> Inputs:
@@ -109,7 +121,7 @@ def sampled(inputs: Inputs, batch: int, generator: torch.Generator) -> Inputs:
 
 
 @contextmanager
-def precision(lesson: Lesson) -> Iterator[None]:
+def precision(lesson: Training) -> Iterator[None]:
     """bfloat16 arithmetic where it is asked for, or fast."""
     wanted = lesson.precision == "bfloat16" or (lesson.precision == "auto" and fast_bfloat16(lesson.device))
     with torch.autocast(lesson.device, torch.bfloat16, enabled=wanted):
@@ -132,7 +144,7 @@ def validation(stage: StageInput, lesson: Lesson, teacher: nn.Module) -> Callabl
     def score(student: nn.Module) -> float:
         found = []
         for part in split(stage.inputs, VALIDATION_BATCH):
-            given = [_laid_out(x).to(lesson.device) for x in part]
+            given = [laid_out(x).to(lesson.device) for x in part]
             with precision(lesson):
                 pair = teacher(*given).float(), student(*given).float()
             found.append(measure(*pair))
@@ -142,28 +154,31 @@ def validation(stage: StageInput, lesson: Lesson, teacher: nn.Module) -> Callabl
 
 
 def finished(stage: StageInput, student: nn.Module, state: Progress, lesson: Lesson) -> StageResult:
-    """The trained variant in the plain memory layout that a reader of the saved weights has, and its account."""
-    trained = build(stage.variant.arch)
-    trained.load_state_dict(student.state_dict())
+    """The trained variant and its account."""
     return StageResult(
         arch=stage.variant.arch,
-        module=trained.requires_grad_(False).eval(),
-        achieved=(steps_done(state, lesson),),
+        module=trained(stage, student),
+        achieved=(steps_done(state, lesson.steps, stopped=state.spent(lesson.patience)),),
         notes=notes_of(state, lesson),
     )
 
 
-def steps_done(state: Progress, lesson: Lesson) -> Achieved:
+def trained(stage: StageInput, student: nn.Module) -> nn.Module:
+    """A trained copy of the variant in the plain memory layout that a reader of the saved weights has."""
+    made = build(stage.variant.arch)
+    made.load_state_dict(student.state_dict())
+    return made.requires_grad_(False).eval()
+
+
+def steps_done(state: Progress, steps: int, *, stopped: bool = False) -> Achieved:
     """Steps asked for and done; fewer are met only where training stopped because nothing got better."""
     done = len(state.losses)
-    met = done == lesson.steps or state.spent(lesson.patience)
-    return Achieved(what="training steps", requested=lesson.steps, achieved=done, unit="steps", met=met)
+    return Achieved(what="training steps", requested=steps, achieved=done, unit="steps", met=done == steps or stopped)
 
 
 def notes_of(state: Progress, lesson: Lesson) -> tuple[str, ...]:
     """What a reader of the report wants to know of a training."""
-    tail = state.losses[-max(1, len(state.losses) // 10) :]
-    notes = [f"mean loss of the last {len(tail)} steps: {sum(tail) / len(tail):.4f}"] if tail else []
+    notes = list(tail_of(state))
     if len(state.losses) < lesson.steps:
         notes.append(f"stopped after {len(state.losses)} steps: {lesson.patience} validations brought nothing better")
     if state.scores:
@@ -175,6 +190,12 @@ def notes_of(state: Progress, lesson: Lesson) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def tail_of(state: Progress) -> tuple[str, ...]:
+    """The loss at the end of a training."""
+    tail = state.losses[-max(1, len(state.losses) // 10) :]
+    return (f"mean loss of the last {len(tail)} steps: {sum(tail) / len(tail):.4f}",) if tail else ()
+
+
 def channels_last(module: nn.Module) -> nn.Module:
     """The module itself, its convolutions' weights laid out as the fast kernels of CPUs want them."""
     for parameter in module.parameters():
@@ -183,7 +204,8 @@ def channels_last(module: nn.Module) -> nn.Module:
     return module
 
 
-def _laid_out(x: torch.Tensor) -> torch.Tensor:
+def laid_out(x: torch.Tensor) -> torch.Tensor:
+    """Maps laid out as the fast kernels of CPUs want them."""
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 

@@ -8,7 +8,7 @@ the student. `mode: blockwise` trains one block at a time on the teacher's input
 Cost: as distill.output, and the features of one batch in memory; blockwise: gradients and moments of one block only.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -19,12 +19,12 @@ from torch import nn
 
 from compress.distill import _lesson, _terms
 from compress.distill._loop import Player, Progress, train
+from compress.distill._watching import blocks_of, first_tensor, watched
 from compress.errors import UserError
 from compress.nn.batches import take
 from compress.records import Achieved, Inputs, Needs, Prediction, Skipped, StageInput, StageResult
 
 NEEDS = Needs.TRAINING
-Seen = dict[str, torch.Tensor]
 
 
 class Config(_lesson.Lesson):
@@ -82,17 +82,6 @@ def matched(
     return names, tuple(Skipped(name=n, reason=reason) for n, reason in reasons.items() if reason)
 
 
-def blocks_of(module: nn.Module) -> list[str]:
-    """Children of the network, and the entries of its lists instead of the lists."""
-    found = []
-    for name, child in module.named_children():
-        if isinstance(child, nn.ModuleList):
-            found += [f"{name}.{index}" for index in range(len(child))]
-        else:
-            found.append(name)
-    return found
-
-
 def feature_error(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Squared error over the target's mean square; of the energy maps over positions where the widths differ."""
     if made.shape != target.shape:
@@ -112,9 +101,9 @@ def _jointly(
     def loss(step: int) -> torch.Tensor:
         inputs = _lesson.inputs_at(stage, config, step)
         with _lesson.precision(config):
-            with torch.no_grad(), _watched(teacher, names) as theirs:
+            with torch.no_grad(), watched(teacher, names) as theirs:
                 target = teacher(*inputs).float()
-            with _watched(student, names) as ours:
+            with watched(student, names) as ours:
                 made = student(*inputs).float()
         errors = [feature_error(ours[name].float(), theirs[name].float()) for name in names]
         features = config.feature_weight * torch.stack(errors).mean()
@@ -166,35 +155,9 @@ def _unmatched(made: torch.Size | None, target: torch.Size | None, there: bool) 
 
 
 def _shapes(module: nn.Module, names: Sequence[str], example: Inputs) -> dict[str, torch.Size]:
-    with torch.no_grad(), _watched(module, names) as seen:
+    with torch.no_grad(), watched(module, names) as seen:
         module(*example)
     return {name: tensor.shape for name, tensor in seen.items()}
-
-
-def first_tensor(output: Any) -> torch.Tensor | None:
-    """What a block gives on: its output, or the first of several."""
-    first = output[0] if isinstance(output, tuple) and output else output
-    return first if isinstance(first, torch.Tensor) else None
-
-
-@contextmanager
-def _watched(module: nn.Module, names: Sequence[str]) -> Iterator[Seen]:
-    seen: Seen = {}
-
-    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(part: nn.Module, args: Any, output: Any) -> None:
-            tensor = first_tensor(output)
-            if tensor is not None:
-                seen[name] = tensor
-
-        return hook
-
-    handles = [module.get_submodule(name).register_forward_hook(hook_for(name)) for name in names]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

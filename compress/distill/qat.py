@@ -115,7 +115,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
         arch=stage.variant.arch,
         module=module,
         achieved=(
-            _lesson.steps_done(state, config),
+            _lesson.steps_done(state, config.steps, stopped=state.spent(config.patience)),
             Achieved(
                 what="quantized layers kept",
                 requested=len(layers),

@@ -25,7 +25,7 @@ from calibration.prompts import CAPTIONS, PromptSet
 from compress.components._unet_config import UNetConfig
 from compress.components.unet import PATCH, TOKENS
 from compress.errors import UserError
-from compress.feeds import ITSELF, Load, Source, _schedule, _tokens
+from compress.feeds import ITSELF, Load, Source, _pairs, _schedule, _tokens
 from compress.feeds._captions import captions_of, load_captions, of_pictures
 from compress.feeds.pictures import photographs
 from compress.files import sha256
@@ -115,7 +115,13 @@ def feed(source: Source, load: Load) -> Feed:
     def evaluation() -> Samples:
         return made.of_split("evaluation")
 
-    return Feed(calibration=calibration, sample=sample, evaluation=evaluation, notes=notes(source))
+    return Feed(
+        calibration=calibration,
+        sample=sample,
+        evaluation=evaluation,
+        notes=notes(source),
+        diffusion=lambda: _pairs.diffusion(source, load),
+    )
 
 
 class _Maker:

@@ -92,7 +92,7 @@ def generate(prompts: Sequence[str], networks: Networks, settings: Settings, way
     found = SOLVERS[way.solver](predict, start, settings.schedule, way.steps)
     found = np.asarray(settings.scale.restored(found), dtype=np.float32)
     images = require_finite(_in_parts(networks.decoder, networks.most, found), "decoder")
-    return Generated(images=images, latents=found, notes=_notes(prompts, encoded.cut[:-1], settings.tokenizer.length))
+    return Generated(images=images, latents=found, notes=_notes(prompts, encoded.cut[:-1], settings.tokenizer))
 
 
 def _prediction(
@@ -103,7 +103,7 @@ def _prediction(
     def unet(sample: np.ndarray, step: int, states: np.ndarray) -> np.ndarray:
         times = np.full(len(sample), step, dtype=np.float32)
         found = _in_parts(networks.unet, networks.most, sample, times, states)
-        return require_finite(found, f"UNet, time step {step}")
+        return require_finite(found, f"UNet, time step {step}", count=len(with_text))
 
     def predict(sample: np.ndarray, step: int) -> np.ndarray:
         sample = sample.astype(np.float32, copy=False)
@@ -143,11 +143,14 @@ def _check(prompts: Sequence[str], networks: Networks, settings: Settings, way: 
         raise UserError("; ".join(problems))
 
 
-def _notes(prompts: Sequence[str], cut: Sequence[str], length: int) -> tuple[str, ...]:
+def _notes(prompts: Sequence[str], cut: Sequence[str], words: Tokenizer) -> tuple[str, ...]:
     notes = []
     for number, (prompt, rest) in enumerate(zip(prompts, cut, strict=True), start=1):
         if rest:
-            notes.append(f"prompt {number} is longer than {length - 2} tokens; left out: '{rest}'")
+            notes.append(f"prompt {number} is longer than {words.length - 2} tokens; left out: '{rest}'")
         if not prompt.strip():
             notes.append(f"prompt {number} is empty: a picture of nothing in particular")
+        strange = words.unknown(prompt)
+        if strange:
+            notes.append(f"prompt {number} has characters that training never had: {strange}")
     return tuple(notes)

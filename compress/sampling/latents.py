@@ -74,14 +74,14 @@ def noise(shape: tuple[int, int, int], seeds: Sequence[int]) -> Float[np.ndarray
     return np.stack([np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in seeds])
 
 
-def require_finite(latents: Any, where: str) -> Any:
-    """The latents, unless one of them is NaN or infinite.
+def require_finite(latents: Any, where: str, *, count: int | None = None) -> Any:
+    """The latents, unless one of them is NaN or infinite; where pictures come twice, `count` of them are told apart.
 
     Raises:
         UserError: names the pictures; a decoder would show them black.
     """
     sums = latents.reshape(latents.shape[0], -1).sum(1)
-    broken = [i for i, total in enumerate(sums) if not math.isfinite(float(total))]
+    broken = sorted({i % (count or len(sums)) for i, total in enumerate(sums) if not math.isfinite(float(total))})
     if broken:
         raise UserError(
             f"{where}: the latents of picture {', '.join(map(str, broken))} are not finite; the weights or the scale "

@@ -1,16 +1,15 @@
 """Torch modules as the networks that the generator calls."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from compress.errors import UserError
 from compress.sampling.generator import Networks, Settings
+from compress.sampling.parts import Call, DecoderFacts, Part, TextFacts, UNetFacts, assemble
 
-PATCH = 8  # image pixels per latent on each side
+RUNTIME = "torch"
 
 
 def from_modules(
@@ -27,42 +26,40 @@ def from_modules(
     Raises:
         UserError: the parts do not fit each other or the settings; says all that does not.
     """
-    problems = _misfits(text_encoder, unet, decoder, settings)
-    if problems:
-        raise UserError("these parts are not of one model: " + "; ".join(problems))
-
-    def on_arrays(module: nn.Module) -> Callable[..., np.ndarray]:
-        device = next(module.parameters()).device
-
-        def call(*arrays: np.ndarray) -> np.ndarray:
-            tensors = [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays]
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                return module(*tensors).float().cpu().numpy()
-
-        return call
-
-    config: Any = unet.config
-    return Networks(
-        text_encoder=on_arrays(text_encoder),
-        unet=on_arrays(unet),
-        decoder=on_arrays(decoder),
-        latent_shape=(config.in_channels, pixels // PATCH, pixels // PATCH),
-    )
+    text = text_part(text_encoder, bfloat16=bfloat16)
+    middle, last = unet_part(unet, bfloat16=bfloat16), decoder_part(decoder, bfloat16=bfloat16)
+    return assemble(text, middle, last, settings, pixels)
 
 
-def _misfits(text_encoder: nn.Module, unet: nn.Module, decoder: nn.Module, settings: Settings) -> list[str]:
-    text: Any = text_encoder.config
-    net: Any = unet.config
-    picture: Any = decoder.config
-    channels, words = len(settings.scale.mean), settings.tokenizer
-    pairs = [
-        ("tokens of the tokenizer", words.length, "positions of the text encoder", text.positions),
-        ("width of the text encoder", text.width, "context width of the UNet", net.context_width),
-        ("latent channels in latents.json", channels, "channels of the UNet", net.in_channels),
-        ("channels in", net.in_channels, "channels out of the UNet", net.out_channels),
-        ("latent channels in latents.json", channels, "channels of the decoder", picture.latent_channels),
-    ]
-    found = [f"{mine} {a}, {theirs} {b}" for mine, a, theirs, b in pairs if a != b]
-    if words.vocabulary > text.vocabulary:
-        found.append(f"the tokenizer has {words.vocabulary} entries, the text encoder {text.vocabulary}")
-    return found
+def text_part(module: nn.Module, *, bfloat16: bool = False) -> Part[TextFacts]:
+    """A text encoder."""
+    config: Any = module.config
+    facts = TextFacts(positions=config.positions, vocabulary=config.vocabulary, width=config.width)
+    return Part(call=on_arrays(module, bfloat16=bfloat16), facts=facts, runtime=RUNTIME)
+
+
+def unet_part(module: nn.Module, *, bfloat16: bool = False) -> Part[UNetFacts]:
+    """A UNet."""
+    config: Any = module.config
+    facts = UNetFacts(channels=config.in_channels, out=config.out_channels, context=config.context_width)
+    return Part(call=on_arrays(module, bfloat16=bfloat16), facts=facts, runtime=RUNTIME)
+
+
+def decoder_part(module: nn.Module, *, bfloat16: bool = False) -> Part[DecoderFacts]:
+    """A decoder; one of your own tells nothing of its channels."""
+    config: Any = getattr(module, "config", None)
+    facts = DecoderFacts(channels=getattr(config, "latent_channels", None))
+    return Part(call=on_arrays(module, bfloat16=bfloat16), facts=facts, runtime=RUNTIME)
+
+
+def on_arrays(module: nn.Module, *, bfloat16: bool) -> Call:
+    """A module as a function on arrays."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+
+    def call(*arrays: np.ndarray) -> np.ndarray:
+        tensors = [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays]
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            made: np.ndarray = module(*tensors).float().cpu().numpy()
+        return made
+
+    return call

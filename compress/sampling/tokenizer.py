@@ -18,6 +18,7 @@ from compress.errors import UserError, require
 from compress.files import read_json, write_text
 
 START, END = "<|start|>", "<|end|>"
+SPACE = "\u0120"  # how byte-level BPE writes a space
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,6 +56,15 @@ class Tokenizer:
             ids[row, 1 : 1 + len(kept)] = kept
             cut.append(text[encoding.offsets[room][0] :].strip() if len(encoding.ids) > room else "")
         return Encoded(ids=ids, cut=tuple(cut))
+
+    def unknown(self, text: str) -> str:
+        """The characters of a text that its training never had: beyond ASCII, and single bytes to it."""
+        return "".join(c for c in dict.fromkeys(text) if not c.isascii() and self._is_bytes(c))
+
+    def _is_bytes(self, character: str) -> bool:
+        tokens = self._inner.encode(character, add_special_tokens=False).tokens
+        plain = "".join(tokens).removeprefix(SPACE).isascii()  # NFKC made it ASCII, as it does of a full-width letter
+        return not plain and any(len(token.removeprefix(SPACE)) == 1 for token in tokens)
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`; the length is in it as the truncation setting."""

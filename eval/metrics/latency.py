@@ -1,48 +1,64 @@
-"""The ratio of two latencies, measured as pairs in one process, with an interval and a measured noise floor.
+"""The ratio of two latencies: interleaved pairs in one process, looked at a few times, with an interval that holds.
 
-Source: paired samples in random order against drift; bootstrap interval of the median per-pair ratio (eval.stats).
-Differs: an A/A run (the reference against itself, by the same protocol) records what the host calls no difference;
-sampling stops on the interval's width, never on its position, so that looking early favours neither side.
-Cost: `Sampling.seconds`, except that `min_pairs` pairs are always taken, twice (A/A and A/B).
+Source: log ratios of randomised interleaved pairs (eval.metrics._pairs), the mean of their middle fifth and its
+block-bootstrap interval (eval.series). Each of at most `LOOKS` looks has an interval of level 1 - 0.05 / LOOKS, so all
+of them hold together with 95 % whatever their dependence (Bonferroni: the error is spent in equal parts, the simplest
+case of Lan and DeMets 1983, Biometrika 70). Where the candidate takes c times the reference's time and both are timed
+alike, the log ratio is symmetric about log c whatever the noise is, so the estimate has no bias.
+Differs: one thread is timed by its processor time where that is all that it needs (eval.metrics._timing); the budget
+is in wall time. An A/A run among the pairs records what the host calls no difference.
+Cost: `Sampling.seconds` at most, except that `min_pairs` pairs are always taken; less where the limits or the precision
+are clear before.
 
 A host's figure is that host's: it is not a phone's. A callable must return only when its work is done (synchronise an
 accelerator inside it).
 """
 
+import math
 import os
 import platform
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 
-from eval import stats
+from eval import series
 from eval.errors import EvalError
+from eval.metrics import _timing
+from eval.metrics._pairs import Pairs, WarmedUp, log_ratios, warm_up
+from eval.metrics._timing import Clock, Meter, Work
+from eval.stats import Interval
 
 UNIT = "ms"
 HIGHER_IS_BETTER = False
 RANGE = (0.0, float("inf"))
 NEEDS_NET = False
 TAKES = "cost"
-DEFINITION = "median ratio of interleaved pairs, candidate over reference"
+DEFINITION = "candidate over reference: middle of the log ratios of interleaved pairs; one thread in processor time"
 
-Clock = Callable[[], float]  # seconds, from any origin
-Work = Callable[[], object]
+ERROR = 0.05  # how often one of all the intervals that are looked at may miss
+LOOKS = 6  # at 1/32, 1/16, ... 1 of the budget
+COARSE = 0.05  # half an interval, as a share of the ratio, that is enough where every limit is clear of it
+KEPT = 400  # pairs that a record holds, spread evenly over those taken
+
+NO_DIFFERENCE = Interval(low=1.0, high=1.0)
+Tell = Callable[[float], None]  # told the share of the budget that is spent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How long to measure. Warm-up takes at most a fifth of `seconds`, the A/A run a third of what is left."""
+    """How long to measure. Warm-up takes at most a fifth of `seconds`."""
 
     seconds: float = 20.0
     min_pairs: int = 15
-    max_pairs: int = 200
-    max_warmup: int = 20  # calls of each
-    precision: float = 0.01  # stop when half the interval is within this share of the ratio
+    max_pairs: int = 5000
+    max_warmup: int = 100  # calls of each
+    precision: float = 0.01  # without limits: stop when half the interval is within this share of the ratio
+    limits: tuple[float, ...] = ()  # ratios to tell apart: stop when none lies inside the interval
     seed: int = 0
 
 
@@ -53,16 +69,28 @@ DEFAULT_SAMPLING = Sampling()
 class LatencyRatio:
     """Candidate over reference: below 1 is faster. Sample k of both sides is one pair."""
 
-    ratio: float  # median of the per-pair ratios
-    low: float  # 95 % interval of it
+    ratio: float  # centre of the per-pair ratios
+    low: float  # 95 % interval of it, which holds whenever the sampling stopped
     high: float
     noise_floor: float  # how far from 1 the A/A run's interval reaches
-    reference_ms: tuple[float, ...]
+    reference_ms: tuple[float, ...]  # at most KEPT of the pairs
     candidate_ms: tuple[float, ...]
-    pairs: int
+    pairs: int  # that were taken
     threads: int
-    host: str
+    host: str  # the device that measured
     runtime: str
+    same: Interval = NO_DIFFERENCE  # of the A/A run
+    clock: str = "wall"  # or "processor": of the calling thread
+    cpus: tuple[int, ...] = ()  # that the calling thread was allowed to use; () where the system does not say
+    warmup: int = 0  # calls of each, thrown away
+    settled: bool = True  # whether the end of the warm-up was seen
+    busy: float = 0.0  # share of the wall time that went to others; known with the processor's clock only
+    looks: int = 1
+
+    @property
+    def medians_ms(self) -> tuple[float, float]:
+        """Reference and candidate."""
+        return median(self.reference_ms), median(self.candidate_ms)
 
 
 def paired_ratio(
@@ -73,6 +101,8 @@ def paired_ratio(
     clock: Clock = time.perf_counter,
     runtime: str = "torch",
     threads: int | None = None,
+    budget: Clock | None = None,
+    tell: Tell | None = None,
 ) -> LatencyRatio:
     """Time two pieces of work against each other.
 
@@ -82,32 +112,33 @@ def paired_ratio(
         sampling: How long, how many, how precise.
         clock: Seconds from any origin.
         runtime: What executes both, for the record.
-        threads: What the runtime was told to use, for the record; torch's own setting if not given.
+        threads: What the runtime was told to use, for the record; torch's own setting if not given. With one, the
+            calling thread is kept on one processor meanwhile.
+        budget: Seconds that `sampling.seconds` is counted in, where `clock` is not what goes by here.
+        tell: Told how much of the budget is spent, now and then.
 
     Raises:
         EvalError: a call is too short for the clock.
     """
     if sampling.min_pairs < 2 or sampling.max_pairs < sampling.min_pairs:
         raise EvalError(f"min_pairs {sampling.min_pairs} and max_pairs {sampling.max_pairs}: take 2 or more, in order")
-    end = clock() + sampling.seconds
-    _warm_up(reference, candidate, sampling=sampling, clock=clock)
-    same = _sample(reference, reference, sampling=sampling, clock=clock, end=clock() + (end - clock()) / 3)
-    pairs = _sample(reference, candidate, sampling=sampling, clock=clock, end=end)
-    ratios = pairs[:, 1] / pairs[:, 0]
-    interval = stats.bootstrap_interval(ratios, seed=sampling.seed)
-    floor = stats.bootstrap_interval(same[:, 1] / same[:, 0], seed=sampling.seed)
-    return LatencyRatio(
-        ratio=float(np.median(ratios)),
-        low=interval.low,
-        high=interval.high,
-        noise_floor=max(abs(floor.low - 1), abs(floor.high - 1)),
-        reference_ms=tuple((1e3 * pairs[:, 0]).tolist()),
-        candidate_ms=tuple((1e3 * pairs[:, 1]).tolist()),
-        pairs=len(pairs),
-        threads=torch.get_num_threads() if threads is None else threads,
-        host=host(),
-        runtime=runtime,
-    )
+    used = torch.get_num_threads() if threads is None else threads
+    real = clock is time.perf_counter
+    with _timing.meter(clock, used, budget) as meter, _timing.one_processor(real and used == 1) as cpus:
+        begun = meter.budget()
+        warm = warm_up((reference, candidate), meter, seconds=sampling.seconds / 5, most=sampling.max_warmup)
+        pairs = Pairs(
+            reference=reference,
+            candidate=candidate,
+            clock=warm.clock,
+            repeats=warm.repeats,
+            random=np.random.default_rng(sampling.seed),
+        )
+        started = (meter.budget(), time.thread_time() if warm.processor else 0.0)
+        found, looks = _sampled(pairs, meter, sampling, end=begun + sampling.seconds, tell=tell)
+        wall = meter.budget() - started[0]
+        busy = 1 - (time.thread_time() - started[1]) / wall if warm.processor else 0.0
+    return _record(pairs, found, warm, looks=looks, cpus=cpus, busy=busy, runtime=runtime, threads=used)
 
 
 def host() -> str:
@@ -119,52 +150,74 @@ def host() -> str:
     return f"{platform.system()}, {model}, {os.cpu_count()} cores"
 
 
-def _timed(work: Work, clock: Clock) -> float:
-    start = clock()
-    work()
-    took = clock() - start
-    if took <= 0:
-        raise EvalError("a call took no measurable time: repeat the work inside the callable")
-    return took
+def judged_interval(logs: np.ndarray, *, seed: int, level: float = 1 - ERROR / LOOKS) -> tuple[float, Interval]:
+    """The ratio behind log ratios [pairs], and its interval: by default one that holds beside LOOKS - 1 others."""
+    centre, found = series.interval(logs, level=level, seed=seed)
+    return math.exp(centre), Interval(low=math.exp(found.low), high=math.exp(found.high))
 
 
-def _warm_up(reference: Work, candidate: Work, *, sampling: Sampling, clock: Clock) -> None:
-    """Call both until the last three calls are no faster than the three before, to 5 %."""
-    end = clock() + sampling.seconds / 5
-    taken: dict[str, list[float]] = {"reference": [], "candidate": []}
-    for done in range(1, sampling.max_warmup + 1):
-        taken["reference"].append(_timed(reference, clock))
-        taken["candidate"].append(_timed(candidate, clock))
-        if done >= 2 and clock() >= end:
-            return
-        if done >= 6 and all(_settled(times) for times in taken.values()):
-            return
+def _sampled(
+    pairs: Pairs, meter: Meter, sampling: Sampling, *, end: float, tell: Tell | None
+) -> tuple[tuple[float, Interval], int]:
+    """Pairs until a look says that it is enough, or the budget is spent; and what the last look saw."""
+    begun = meter.budget()
+    due = [begun + (end - begun) * 2.0**-step for step in range(LOOKS - 1, 0, -1)]
+    looks, told = 0, begun
+    while True:
+        pairs.take()
+        now, taken = meter.budget(), len(pairs.different)
+        if tell and now - told > 0.5:
+            tell(min(1.0, (now - begun) / max(end - begun, 1e-9)))
+            told = now
+        if taken < sampling.min_pairs:
+            continue
+        last = now >= end or taken >= sampling.max_pairs
+        if last or (due and now >= due[0]):
+            due = [moment for moment in due if moment > now]
+            looks += 1
+            found = judged_interval(log_ratios(pairs.different), seed=sampling.seed)
+            if last or _enough(*found, sampling):
+                return found, looks
 
 
-def _settled(times: list[float]) -> bool:
-    return statistics.median(times[-3:]) >= 0.95 * statistics.median(times[-6:-3])
+def _enough(ratio: float, interval: Interval, sampling: Sampling) -> bool:
+    half = (interval.high - interval.low) / 2
+    if not sampling.limits:
+        return half <= sampling.precision * ratio
+    return half <= COARSE * ratio and not any(interval.low <= limit <= interval.high for limit in sampling.limits)
 
 
-def _sample(first: Work, second: Work, *, sampling: Sampling, clock: Clock, end: float) -> np.ndarray:
-    """Pairs of seconds [pairs, 2], each pair in an order drawn from the seed."""
-    order = np.random.default_rng(sampling.seed)
-    pairs: list[tuple[float, float]] = []
-    while len(pairs) < sampling.max_pairs:
-        if order.random() < 0.5:
-            took = _timed(first, clock)
-            pairs.append((took, _timed(second, clock)))
-        else:
-            took = _timed(second, clock)
-            pairs.append((_timed(first, clock), took))
-        if len(pairs) >= sampling.min_pairs and (clock() >= end or _precise(pairs, sampling)):
-            break
-    return np.asarray(pairs)
-
-
-def _precise(pairs: list[tuple[float, float]], sampling: Sampling) -> bool:
-    """Whether the interval is narrow enough. Looked at every fifth pair: the bootstrap disturbs what is timed."""
-    if len(pairs) % 5:
-        return False
-    ratios = [second / first for first, second in pairs]
-    interval = stats.bootstrap_interval(ratios, seed=sampling.seed, resamples=500)
-    return interval.high - interval.low <= 2 * sampling.precision * statistics.median(ratios)
+def _record(
+    pairs: Pairs,
+    found: tuple[float, Interval],
+    warm: WarmedUp,
+    *,
+    looks: int,
+    cpus: Sequence[int],
+    busy: float,
+    runtime: str,
+    threads: int,
+) -> LatencyRatio:
+    ratio, interval = found
+    _, same = judged_interval(log_ratios(pairs.same), seed=0, level=1 - ERROR)
+    count = len(pairs.different)
+    kept = np.asarray(pairs.different)[np.unique(np.linspace(0, count - 1, min(count, KEPT)).round().astype(int))]
+    return LatencyRatio(
+        ratio=ratio,
+        low=interval.low,
+        high=interval.high,
+        noise_floor=max(abs(same.low - 1), abs(same.high - 1)),
+        reference_ms=tuple((1e3 * kept[:, 0]).tolist()),
+        candidate_ms=tuple((1e3 * kept[:, 1]).tolist()),
+        pairs=count,
+        threads=threads,
+        host=host(),
+        runtime=runtime,
+        same=same,
+        clock="processor" if warm.processor else "wall",
+        cpus=tuple(cpus),
+        warmup=warm.calls,
+        settled=warm.settled,
+        busy=max(0.0, busy),
+        looks=looks,
+    )

@@ -189,7 +189,8 @@ _STROKE = ' stroke="currentColor" stroke-opacity="0.18"'
 
 
 def _chart(title: str, height: float, parts: list[str]) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" width="100%" height="{height:.0f}"'
+    role = "group" if any(part.startswith("<a ") for part in parts) else "img"  # what is in an image cannot be reached
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="{role}" width="100%" height="{height:.0f}"'
     return f'{head} aria-label="{text(title)}"><title>{text(title)}</title>{"".join(parts)}</svg>'
 
 

@@ -464,6 +464,7 @@ class TestLookups:
 
 
 STAND_INS = ("--images", "--checkpoint", "--module", "--encoder")  # one set of flags: for what a recipe names
+STAND_INS += ("--model", "--text-encoder", "--unet", "--decoder")  # and for the parts that draw a picture
 
 
 class TestCommandLine:

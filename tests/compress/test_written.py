@@ -66,6 +66,10 @@ _LIMITS = ("min", "max", "max_drop", "max_rise", "max_ratio")
             '8:20: gates.0.min: Input should be a valid number, not "30"',
         ),
         (
+            "{metric: psnr, max_drop: 0.5, undecided: pass}",
+            "8:35: gates.0.undecided: only latency can be undecided; leave it out",
+        ),
+        (
             "{metric: latency, max_ratio: 0}",
             "8:23: gates.0.max_ratio: must be above 0, not 0.0",
         ),
@@ -93,7 +97,7 @@ _LIMITS = ("min", "max", "max_drop", "max_rise", "max_ratio")
         (
             "{metric: psnr, minimum: 3}",
             "8:20: gates.0.minimum: unknown key; did you mean 'min'? (known: metric, net, against, of, "
-            "statistic, min, max, max_drop, max_rise, max_ratio, max_gain)",
+            "statistic, min, max, max_drop, max_rise, max_ratio, max_gain, undecided)",
         ),
         (
             "psnr",

@@ -324,3 +324,13 @@ def test_a_phone_shows_everything_without_scrolling_sideways(where, site, browse
     page = browser.open(site / where, width=390, height=844)
     assert page.value("document.documentElement.scrollWidth") == 390
     assert page.errors() == []
+
+
+def test_marks_are_links_that_the_keyboard_reaches(site, browser: Browser):
+    page = browser.open(site / "index.html")
+    assert page.value("document.querySelector('.plot .chart').getAttribute('role')") == "group"
+    page.value("document.querySelector('.plot .chart a').focus()")
+    page.press("Enter")
+    page.browser.wait("Page.loadEventFired", page.session)
+    assert page.value("location.pathname").endswith("/site/entries/decoder/big/index.html")
+    assert page.errors() == []

@@ -121,6 +121,7 @@ def test_latency_is_compared_as_a_ratio_of_ratios_on_one_host():
     assert (slower.passed, slower.value) == (False, pytest.approx(1.2))
     assert "another host" in one(timed(), replace(HERE, host="a phone")).reason
     assert "another runtime" in one(timed(runtime="torch")).reason
+    assert "another device: Linux, a processor, 2 cores in the baseline, a phone" in one(timed(host="a phone")).reason
     assert "another threads: 1 in the baseline, 4 now" in one(timed(threads=4)).reason
     assert "not measured" in one(None).reason
 

@@ -230,9 +230,9 @@ def timed(ratio, low, high, noise=0.02):
         (timed(0.8, 0.79, 0.81), True, "is within 1.05"),
         (timed(1.2, 1.19, 1.21), False, "too slow on a host"),
         (timed(1.0, 0.99, 1.01), True, "is within 1.05"),
-        (timed(1.04, 1.021, 1.059), True, "the ratio decides"),  # half 0.019, as quiet as the host is
-        (timed(1.04, 0.90, 1.18), False, "measure longer"),  # half 0.14: this says nothing
-        (timed(1.06, 1.04, 1.08), False, "measure longer"),
+        (timed(1.04, 1.021, 1.059), False, "measure longer"),  # narrow, but the limit is inside
+        (timed(1.04, 0.90, 1.18), False, "measure longer"),
+        (timed(1.06, 1.04, 1.08), False, "failed, as is everything undecided"),
         (timed(1.10, 1.00, 1.20, noise=0.5), False, "measure longer"),  # a noisy host excuses no regression
         (timed(math.nan, 0.9, 1.0), False, "NaN was measured"),
         (timed(0.8, math.nan, math.nan), False, "not a measurement"),
@@ -244,6 +244,43 @@ def test_latency_is_judged_by_its_interval(latency, passed, text):
     assert (found.passed, found.statistic, found.unit) == (passed, "median", "")
     assert text in found.reason
     json.dumps(gates.to_json(found), allow_nan=False)
+
+
+def test_what_is_undecided_follows_the_gates_own_policy_and_says_so():
+    measured = timed(1.04, 1.02, 1.06)
+    for policy, passed in (("fail", False), ("pass", True)):
+        spec = GateSpec(metric="latency", max_ratio=1.05, undecided=policy)
+        found = gates.judge([spec], [], subject="v", latency=measured)[0]
+        assert (found.passed, found.undecided) == (passed, True)
+        assert found.reason.startswith("undecided: ratio 1.040")
+        assert gates.from_json(gates.to_json(found)) == found
+        slow = gates.judge([spec], [], subject="v", latency=timed(1.2, 1.1, 1.3))[0]
+        assert (slow.passed, slow.undecided) == (False, False)
+
+
+def test_limits_that_a_measurement_has_to_tell_apart():
+    def limits(*specs):
+        return gates.latency_limits([GateSpec(metric="latency", **spec) for spec in specs])
+
+    assert limits({"max_ratio": 1.03}, {"max_ratio": 0.5}, {"max_ratio": 0.5}) == (0.5, 1.03)
+    assert gates.latency_limits(GATES) == ()
+    for precise in ({"max": 9.0}, {"max_ratio": 1.0, "against": "baseline"}, {"max_ratio": 1.0, "max_gain": 0.5}):
+        assert limits({"max_ratio": 0.5}, precise) == ()
+
+
+def test_latency_in_ms_is_judged_by_its_interval():
+    times = tuple(100 + (k % 5) / 10 for k in range(50))
+    found = {
+        limit: gates.judge(
+            [GateSpec(metric="latency", max=limit)],
+            [],
+            subject="v",
+            latency=replace(timed(1, 1, 1), candidate_ms=times),
+        )[0]
+        for limit in (99.0, 100.2, 102.0)
+    }
+    assert [(v.passed, v.undecided) for v in found.values()] == [(False, False), (False, True), (True, False)]
+    assert "is above 99 ms" in found[99.0].reason
 
 
 def test_latency_in_ms_and_in_a_named_runtime():
@@ -298,6 +335,7 @@ def test_verdicts_are_json_without_nan(sets):
         (GateSpec(metric="psnr", max_drop=1.0, against="ground_truth"), "use against: reference"),
         (GateSpec(metric="psnr", min=1.0, of="reference"), "the reference equals itself"),
         (GateSpec(metric="psnr", min=1.0, runtime="torch"), "runtime belongs to latency"),
+        (GateSpec(metric="psnr", min=1.0, undecided="pass"), "undecided belongs to latency"),
     ],
 )
 def test_a_gate_that_cannot_be_judged_is_named(spec, text):

@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from compress.distill import feature
+from compress.distill._watching import watched
 from compress.errors import UserError
 from compress.prune import width
 from compress.quantize import rtn
@@ -43,9 +44,9 @@ def block_error(module):
     """Of every common block's output on inputs that were never trained on, the teacher's inputs running through it."""
     teacher, x = tiny.decoder().module, tiny.latents(seed=5)
     names = feature.blocks_of(teacher)
-    with torch.no_grad(), feature._watched(teacher, names) as theirs:
+    with torch.no_grad(), watched(teacher, names) as theirs:
         teacher(x)
-    with torch.no_grad(), feature._watched(module, names) as ours:
+    with torch.no_grad(), watched(module, names) as ours:
         module(x)
     return sum(float(feature.feature_error(ours[n], theirs[n])) for n in theirs) / len(theirs)
 
