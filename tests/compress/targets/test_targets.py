@@ -23,11 +23,18 @@ def inputs(decoder):
 
 @pytest.fixture(scope="module")
 def file(decoder, inputs, tmp_path_factory):
-    pytest.importorskip("onnx", reason="needs the extra 'onnx'")
-    exporter = registry.load("export.onnx")
-    path = tmp_path_factory.mktemp("file") / "decoder.onnx"
-    exporter.export(load_variant(decoder).module, inputs, path, exporter.Config(dynamic=False), metadata={})
-    return path
+    """Exports the decoder in a format, once each."""
+    folder, made = tmp_path_factory.mktemp("files"), {}
+
+    def export(name):
+        exporter = registry.load(f"export.{name}")
+        path = folder / f"decoder{exporter.SUFFIX}"
+        if name not in made:
+            exporter.export(load_variant(decoder).module, inputs, path, exporter.Config(), metadata={})
+            made[name] = path
+        return path
+
+    return export
 
 
 def test_every_target_says_what_it_times_and_how():
@@ -71,13 +78,30 @@ def test_folders_are_timed_in_torch_and_its_threads_left_as_they_were(decoder, i
     assert found.ratio > 0
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_files_are_timed_in_the_runtime_asked_for(name, file, inputs):
-    pytest.importorskip(name, reason=f"needs the extra '{name}'")
-    found = measured(name, file, inputs)
+@pytest.mark.parametrize(
+    ("name", "form", "package"),
+    [
+        ("onnxruntime", "onnx", "onnxruntime"),
+        ("openvino", "onnx", "openvino"),
+        ("litert", "litert", "ai_edge_litert"),
+        ("executorch", "executorch", "executorch"),
+    ],
+)
+def test_files_are_timed_in_the_runtime_asked_for(name, form, package, file, inputs):
+    pytest.importorskip(package, reason=f"needs the extra '{name}'")
+    if f"export.{form}" not in registry.names("export"):
+        pytest.skip(f"there is no exporter {form}")
+    path = file(form)
+    found = measured(name, path, inputs)
     assert (found.runtime, found.threads) == (name, 1)
     assert found.pairs >= 2
-    broken = file.with_name("broken.onnx")
+    assert chosen(path, path, None) == ("onnxruntime" if form == "onnx" else name)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_file_that_a_runtime_cannot_load_is_named(name, inputs, tmp_path):
+    pytest.importorskip(name, reason=f"needs the extra '{name}'")
+    broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
     with pytest.raises(UserError, match="cannot load it"):
         measured(name, broken, inputs)
