@@ -39,7 +39,7 @@ class Exported:
     path: Path
     outputs: torch.Tensor  # [n, ...], of this file in its runtime
     measurements: tuple[compare.Measurement, ...]
-    latency: latency.LatencyRatio
+    latency: latency.LatencyRatio | None  # None: what runs the file here is not what will run it
     sizes: gates.Sizes
     verdicts: tuple[gates.Verdict, ...]
 
@@ -124,16 +124,19 @@ def judge_file(
     name = format_of(path)
     exporter, threads = registry.load(f"export.{name}"), torch.get_num_threads()
     made = outputs(exporter.load(path, threads=threads), basis.inputs, 1)
-    candidate, theirs = timed(exporter, path, threads), timed(exporter, reference, threads)
     specs, example = evaluation.specs(plan.recipe.gates), take(basis.inputs, 0, 1)
     measurements = evaluation.complete(basis, made, specs, of_teacher)
-    taken = latency.paired_ratio(
-        lambda: theirs(*example),
-        lambda: candidate(*example),
-        sampling=latency.Sampling(seconds=evaluation.JUDGED_LATENCY_SECONDS, limits=gates.latency_limits(specs)),
-        runtime=exporter.RUNTIME,
-        threads=threads,
-    )
+    taken, apart = None, unmeasured(plan, exporter, name)
+    if measures_latency(exporter):
+        candidate, theirs = timed(exporter, path, threads), timed(exporter, reference, threads)
+        taken = latency.paired_ratio(
+            lambda: theirs(*example),
+            lambda: candidate(*example),
+            sampling=latency.Sampling(seconds=evaluation.JUDGED_LATENCY_SECONDS, limits=gates.latency_limits(specs)),
+            runtime=exporter.RUNTIME,
+            threads=threads,
+        )
+    judged = [spec for spec in specs if taken or spec.metric != "latency"]
     sizes = gates.Sizes(candidate_bytes=size_of(path), reference_bytes=size_of(reference))
     return Exported(
         format=name,
@@ -142,7 +145,41 @@ def judge_file(
         measurements=measurements,
         latency=taken,
         sizes=sizes,
-        verdicts=gates.judge(specs, measurements, subject=name, latency=taken, sizes=sizes),
+        verdicts=(*gates.judge(judged, measurements, subject=name, latency=taken, sizes=sizes), *apart),
+    )
+
+
+def measures_latency(exporter: Any) -> bool:
+    """Whether a format is run here by what runs it where it ships, so that its speed means something."""
+    return getattr(exporter, "MEASURES_LATENCY", True)
+
+
+def unmeasured(plan: Plan, exporter: Any, name: str) -> tuple[gates.Verdict, ...]:
+    """A row for each latency gate that nothing here can judge for this format: passed only if another one judges it."""
+    if measures_latency(exporter):
+        return ()
+    formats = [item.format for item in plan.recipe.export]
+    others = [other for other in formats if measures_latency(registry.load(f"export.{other}"))]
+    why = f"not measured: {exporter.RUNTIME} runs the file here, whose speed is not a phone's"
+    return tuple(
+        gates.Verdict(
+            subject=name,
+            metric="latency",
+            net=None,
+            statistic="median ratio",
+            of="candidate",
+            against="reference",
+            kind="max" if spec.max_ratio is None else "max_ratio",
+            value=None,
+            limit=float(spec.max_ratio or spec.max or 0.0),
+            passed=bool(others),
+            unit="ratio",
+            reason=f"{why}; judged on {', '.join(others)}"
+            if others
+            else f"failed: {why}; export a format with a runtime of its own beside it, or leave the latency gate out",
+        )
+        for spec in evaluation.specs(plan.recipe.gates)
+        if spec.metric == "latency"
     )
 
 

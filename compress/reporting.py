@@ -125,14 +125,15 @@ def _facts(measured: Measured, shipped: Exported | None) -> tuple[records.Fact, 
                 variant=sizes.candidate_bytes,
             )
         )
-        facts.append(
-            records.Fact(
-                label=f"Latency, {shipped.latency.runtime}",
-                unit="ms",
-                reference=statistics.median(shipped.latency.reference_ms),
-                variant=statistics.median(shipped.latency.candidate_ms),
+        if shipped.latency is not None:
+            facts.append(
+                records.Fact(
+                    label=f"Latency, {shipped.latency.runtime}",
+                    unit="ms",
+                    reference=statistics.median(shipped.latency.reference_ms),
+                    variant=statistics.median(shipped.latency.candidate_ms),
+                )
             )
-        )
     measurements = shipped.measurements if shipped else final.measurements
     return (*facts, *quality_facts(measurements))
 

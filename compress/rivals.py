@@ -38,22 +38,24 @@ def trade_off(plan: Plan, measured: Measured, exported: Sequence[Exported], zoo:
 
 
 def _of_run(item: Exported) -> tuple[records.Contender, ...]:
+    taken = item.latency
+    runtime = "" if taken is None else taken.runtime
     return (
         records.Contender(
             name=f"uncompressed, {item.format}",
             group="reference",
             quality=_mean(_quality(item.measurements, "reference")[0]),
             bytes=item.sizes.reference_bytes,
-            ratio=1.0,
-            runtime=item.latency.runtime,
+            ratio=None if taken is None else 1.0,
+            runtime=runtime,
         ),
         records.Contender(
             name=f"this run, {item.format}",
             group="run",
             quality=_mean(_quality(item.measurements)[0]),
             bytes=item.sizes.candidate_bytes,
-            ratio=item.latency.ratio,
-            runtime=item.latency.runtime,
+            ratio=None if taken is None else taken.ratio,
+            runtime=runtime,
         ),
     )
 
@@ -68,7 +70,7 @@ def _of_zoo(
         entries = [e for e in zoos.list_entries(zoo) if e.component == plan.recipe.component]
     except UserError as error:
         return [], [("the zoo", str(error))]
-    wanted, timing = conditions(measured, exported[0].measurements), _timing(exported[0])
+    wanted, timing = conditions(measured, exported[0].measurements), _timing(exported)
     kept, left_out = [], []
     for entry in entries:
         if entry.name == plan.recipe.name:  # what this run is about to replace, or has put there before
@@ -96,8 +98,10 @@ def _contender(name: str, facts: Facts, *, timed: bool) -> records.Contender:
     )
 
 
-def _timing(item: Exported) -> dict[str, str]:
-    return dict(zip(TIMING, (item.latency.host, item.latency.runtime), strict=True))
+def _timing(exported: Sequence[Exported]) -> dict[str, str]:
+    """Where and in what the first of the run's files that was timed ran; no entry is like a run without one."""
+    taken = next((item.latency for item in exported if item.latency is not None), None)
+    return dict(zip(TIMING, ("", "") if taken is None else (taken.host, taken.runtime), strict=True))
 
 
 def _quality(measurements: Sequence[Measurement], of: str = "candidate") -> tuple[Measurement | None, Quality]:

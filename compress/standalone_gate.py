@@ -10,7 +10,7 @@ import torch
 from compress import evaluation, registry
 from compress.components import load_variant
 from compress.errors import UserError
-from compress.export_stage import artifact_with, format_of, is_artifact, teacher_file, timed
+from compress.export_stage import artifact_with, format_of, is_artifact, measures_latency, teacher_file, timed
 from compress.files import read_json, sha256, size_of, write_tensors
 from compress.nn import cost
 from compress.nn.batches import named, outputs, take
@@ -201,7 +201,7 @@ def _take_file(path: Path, case: Case) -> Taken:
     reference = _teacher_file(case, name)
     pictures = outputs(exporter.load(path, threads=threads), case.basis.inputs, 1)
     taken = None
-    if _asked(case.specs, "latency"):
+    if _asked(case.specs, "latency") and measures_latency(exporter):
         candidate, theirs = (timed(exporter, one, threads) for one in (path, reference))
         taken = latency.paired_ratio(
             lambda: theirs(*example),

@@ -118,14 +118,14 @@ def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | f
         "parameters": cost.parameters,
         "macs": cost.macs,
         "bytes": first.sizes.candidate_bytes,
-        "latency_ratio": round(first.latency.ratio, 4),
-        "latency_host": first.latency.host,
-        "latency_runtime": first.latency.runtime,
         "variant_key": plan.variant_key,
         "recipe_sha256": plan.digest,
         "input": TAKES[kind.feed].format(*(list(x[:1].shape) for x in basis.inputs)),
         "output": GIVES[kind.output].format(list(basis.reference[:1].shape)),
     }
+    if first.latency is not None:
+        facts["latency_ratio"] = round(first.latency.ratio, 4)
+        facts |= {"latency_host": first.latency.host, "latency_runtime": first.latency.runtime}
     if kind.output != "states":
         facts["image_size"] = plan.recipe.data.evaluation.size
     for metric in ("psnr", "ssim", "lpips"):

@@ -201,3 +201,25 @@ def test_what_was_planned_is_what_came(name, tmp_path):
     assert ranges == ({ends.activation_bits} if ends.activation_bits < 32 else set())
     forms = {(h.bits, h.granularity) for h in (first, *ends.others)}
     assert all((layer.layer.bits, layer.layer.granularity) in forms for layer in quantized(result.module).values())
+
+
+@pytest.mark.parametrize("name", registry.names("quantize"))
+def test_dead_channels_and_constants_stay_finite(name, tmp_path):
+    """A channel of zero weights, an activation that never changes, a layer whose ReLU-like outputs are all nothing."""
+    variant = start_of(name)[0]
+    module = variant.module
+    module.conv_in.weight[3] = 0.0  # a channel that is its bias
+    module.levels[1].resnets[0].conv1.weight.zero_()  # a constant
+    module.levels[1].resnets[0].conv1.bias.fill_(0.3)
+    module.levels[2].resnets[0].norm2.weight.zero_()  # what its activation lets through is nothing
+    module.levels[2].resnets[0].norm2.bias.fill_(-200.0)
+    result = apply_to(name, tiny.stage_input(tmp_path, variant))
+    assert all(item.met for item in result.achieved)
+    for layer in quantized(result.module).values():
+        assert layer.scale.isfinite().all() and layer.qdata.float().isfinite().all()
+        ranges = [grid for grid in (layer.layer.input, layer.layer.output) if grid is not None]
+        assert all(0 < grid.scale < float("inf") for grid in ranges)
+    x = tiny.latents(2, seed=5)
+    made, expected = result.module(x), module(x)
+    assert made.isfinite().all()
+    assert float((made - expected).square().mean()) < 0.05 * float(expected.var())

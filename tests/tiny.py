@@ -82,6 +82,15 @@ def unet(seed: int = 0) -> Variant:
     return Variant(component="tiny/unet", arch=arch, module=_seeded(build(arch), seed))
 
 
+def small_unet(seed: int = 0) -> Variant:
+    """`unet` with as few blocks as hold one of each kind, for what takes time by the layer."""
+    fine, coarse = UNET.down
+    down = (fine, replace(coarse, blocks=coarse.blocks[:1]))
+    up = (replace(UNET.up[0], blocks=coarse.blocks[:1] * 2), UNET.up[1])
+    arch = Arch(kind="unet.unet", config=replace(UNET, down=down, up=up))
+    return Variant(component="tiny/unet", arch=arch, module=_seeded(build(arch), seed))
+
+
 def text(seed: int = 0) -> Variant:
     arch = Arch(kind="text_encoder.text_encoder", config=TEXT)
     return Variant(component="tiny/text_encoder", arch=arch, module=_seeded(build(arch), seed))

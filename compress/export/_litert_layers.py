@@ -23,7 +23,7 @@ from compress.nn.pack import pack
 from compress.nn.qmodules import QuantizedLayer, QuantizedModule
 
 SIGNED = 128  # from unsigned to signed zero points
-HALF_LIMIT = 65504.0
+HALF_LIMIT = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True, slots=True)

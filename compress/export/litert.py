@@ -28,6 +28,7 @@ from compress.export._litert_file import File, Grid
 from compress.export._litert_ops import lowered
 from compress.export._litert_reader import BLANK, FOURS, NOTE, SEAL, Runner, package, sealed, stored_weights
 from compress.export._litert_writer import MAP, Value, Writer
+from compress.export._overflow import refuse_overflow
 from compress.files import write_bytes
 from compress.nn.affine import Granularity, Half, Palette, PerGroup, QuantizedWeight
 from compress.nn.batches import take
@@ -46,7 +47,7 @@ class Config(Schema):
     """What a recipe may say about the file."""
 
     precision: Literal["float32", "float16"] = Field(
-        "float32", description="How float weights are stored; what computes in half precision is the phone's choice."
+        "float32", description="How float weights are stored; the phone chooses what it computes in."
     )
     layout: Literal["nhwc", "nchw"] = Field("nhwc", description="Of inputs and outputs with four axes.")
     pixels: Literal["float32", "uint8"] = Field("float32", description="Of pictures: [0, 1], or whole numbers 0..255.")
@@ -109,6 +110,8 @@ def export(
     refuse_layers("LiteRT", module, refuse, config)
     if config.pixels == "uint8":
         require_image(output, "pixels: uint8")
+    if config.precision == "float16":
+        refuse_overflow(module, take(example, 0, 1))
     example, names = take(example, 0, 1), input_names(module, example)
     w = Writer(
         File(schema), quantized(module), half=config.precision == "float16", bytes_of_four=config.int4 == "bytes"

@@ -19,6 +19,7 @@ from torch.nn import functional
 from compress.nn.patches import Patch, token_patch
 
 Weighting = Literal["softmax", "relu"]
+Size = int | torch.SymInt | torch.Tensor  # of an axis; TorchScript's traces give tensors
 
 
 class AttentionProduct(nn.Module):
@@ -194,5 +195,5 @@ def _to_tokens(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _to_map(tokens: torch.Tensor, height: int | torch.SymInt, width: int | torch.SymInt) -> torch.Tensor:
+def _to_map(tokens: torch.Tensor, height: Size, width: Size) -> torch.Tensor:
     return tokens.transpose(1, 2).unflatten(2, (height, width))

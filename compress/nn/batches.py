@@ -17,6 +17,20 @@ def take(inputs: Inputs, start: int, stop: int) -> Inputs:
     return tuple(x[start:stop] for x in inputs)
 
 
+def spread(inputs: Inputs, count: int) -> Inputs:
+    """At most `count` samples: spread evenly over the time steps, one number per sample, if any; else the first.
+
+    A diffusion UNet sees other ranges at other time steps, so the few that a measurement keeps must not be of one kind.
+    """
+    samples = len(inputs[0])
+    steps = next((x for x in inputs if x.dim() == 1 and len(x) == samples), None)
+    if steps is None or count >= samples:
+        return take(inputs, 0, count)
+    ranks = [(2 * i + 1) * samples // (2 * count) for i in range(count)]  # the middle of each of `count` equal parts
+    chosen = steps.argsort(stable=True)[ranks].sort().values
+    return tuple(x[chosen] for x in inputs)
+
+
 def split(inputs: Inputs, batch: int) -> Iterator[Inputs]:
     """The samples in order, `batch` at a time; the last part may be smaller."""
     return zip(*(x.split(batch) for x in inputs), strict=True)

@@ -23,7 +23,7 @@ import torch
 
 from compress.errors import UserError
 from compress.nn import cost
-from compress.nn.batches import outputs, take
+from compress.nn.batches import outputs, spread, take
 from compress.nn.qmodules import quantized
 from compress.nn.structure import Block
 from compress.prune._block_latency import saved_ms
@@ -97,7 +97,7 @@ def propose(stage: StageInput, config: Config) -> Proposal:
     blocks = everything(network.kind, network.arch)
     check_patterns(blocks, config)
     ends(network.arch, config)  # refuses what cannot be reached, before anything is measured
-    inputs = tuple(_central_crop(x, config.latent_size) for x in take(stage.inputs, 0, config.samples))
+    inputs = tuple(_central_crop(x, config.latent_size) for x in spread(stage.inputs, config.samples))
     task = _Task(
         stage=stage,
         config=config,

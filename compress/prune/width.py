@@ -19,7 +19,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from compress.components import build, kind_of
 from compress.errors import UserError
-from compress.nn.batches import split, take
+from compress.nn.batches import split, spread, take
 from compress.nn.qmodules import quantized
 from compress.nn.structure import ChannelGroup, FixedChannels, take_channels
 from compress.prune import _budget, _importance
@@ -322,7 +322,7 @@ def _achieved(proposal: Proposal, groups: Sequence[ChannelGroup]) -> tuple[Achie
 def _inputs(stage: StageInput, config: Config) -> Inputs:
     """Calibration inputs, pictures and latents cropped to their middle."""
     side = kind_of(stage.variant.arch.kind).input_shape(stage.variant.arch.config, config.pixels)[-1]
-    return tuple(_central_crop(x, side) for x in take(stage.inputs, 0, config.samples))
+    return tuple(_central_crop(x, side) for x in spread(stage.inputs, config.samples))
 
 
 def _central_crop(x: torch.Tensor, size: int) -> torch.Tensor:

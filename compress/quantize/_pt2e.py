@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from compress.nn.affine import ActivationRange, PerChannel, PerTensor, QuantizedWeight
-from compress.nn.batches import split, take
+from compress.nn.batches import split, spread, take
 from compress.quantize._backend import Found, symmetric, unsigned
 from compress.quantize._quiet import quiet
 from compress.records import StageInput
@@ -22,7 +22,7 @@ def quantized_graph(
     stage: StageInput, samples: int, prepare: Callable[[fx.GraphModule], Any], convert: Callable[[Any], Any]
 ) -> fx.GraphModule:
     """The variant exported, prepared, calibrated and converted."""
-    inputs = take(stage.inputs, 0, samples)
+    inputs = spread(stage.inputs, samples)
     with quiet(), torch.no_grad():
         graph = torch.export.export(stage.variant.module, take(inputs, 0, 1), strict=False).module()
         prepared = prepare(graph)

@@ -26,7 +26,7 @@ from compress.nn.affine import (
     clipped_scale,
     round_to_scale,
 )
-from compress.nn.batches import central_crop, split, take
+from compress.nn.batches import central_crop, split, spread
 from compress.nn.qmodules import FloatLayer, QEmbedding, QuantizedLayer, QuantizedModule, quantize_layer, quantized
 from compress.nn.surgery import replaced
 from compress.quantize._tokens import first_token_outliers
@@ -87,7 +87,7 @@ def static_twins(
     protected = _spare_tokens(module, layers, swaps, inputs, settings.batch)
     protected |= _protect(module, swaps, inputs, settings.protect)
     if settings.bias_correction:
-        correct_biases(module, swaps, split(take(inputs, 0, CORRECTION_SAMPLES), settings.batch))
+        correct_biases(module, swaps, split(spread(inputs, CORRECTION_SAMPLES), settings.batch))
     return Measured(swaps=swaps, protected=protected)
 
 
@@ -164,7 +164,7 @@ def _spare_tokens(
     batch: int,
 ) -> dict[str, str]:
     """Give back float activations to the layers whose first token would take the grid for itself; into `swaps`."""
-    few = split(take(inputs, 0, CORRECTION_SAMPLES), batch)
+    few = split(spread(inputs, CORRECTION_SAMPLES), batch)
     found = first_token_outliers(module, layers, few)
     for name in found:
         swaps[name] = without_ranges(swaps[name])
@@ -181,7 +181,7 @@ def _protect(module: nn.Module, swaps: dict[str, QuantizedModule], inputs: Input
     other. A layer is worth it when its damage is more than an average layer's part of what is left. The weights stay
     integers. Written into `swaps`.
     """
-    few = central_crop(take(inputs, 0, PROTECTION_SAMPLES), PROTECTION_SIZE)
+    few = central_crop(spread(inputs, PROTECTION_SAMPLES), PROTECTION_SIZE)
     macs = {layer.name: layer.macs for layer in cost.measure(module, few).layers}
     budget = share * sum(macs.values())
     candidates = [n for n, q in swaps.items() if q.layer.input is not None and macs.get(n, 0) <= budget]

@@ -26,7 +26,7 @@ from torch.func import functional_call
 from compress.components import kind_of
 from compress.errors import UserError
 from compress.files import write_tensors
-from compress.nn.batches import take
+from compress.nn.batches import spread
 from compress.nn.surgery import replaced
 from compress.quantize import _weight_grids as weight_grids
 from compress.quantize._layers import chosen, left_in_float
@@ -121,7 +121,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     module = replaced(stage.variant.module, {})
     layers = chosen(module, config.exclude)
     grids = _grids(layers, config)
-    inputs = cropped(take(stage.inputs, 0, config.samples), config.latent_size)
+    inputs = cropped(spread(stage.inputs, config.samples), config.latent_size)
     scales = {name: _scale(layer, grids[name], config) for name, layer in layers.items()}
     rounding = {name: _start(layer, grids[name], scales[name]) for name, layer in layers.items()}
     result, gains = module, {}

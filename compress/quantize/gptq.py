@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from calibration.hessian import Hessian, collect_hessians
 from compress.components import kind_of
-from compress.nn.batches import take
+from compress.nn.batches import spread
 from compress.nn.surgery import replaced
 from compress.quantize import _weight_grids as weight_grids
 from compress.quantize._layers import chosen, left_in_float
@@ -82,7 +82,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     module = stage.variant.module
     layers = chosen(module, config.exclude)
     grids = _grids(layers, config)
-    inputs = cropped(take(stage.inputs, 0, config.samples), config.latent_size)
+    inputs = cropped(spread(stage.inputs, config.samples), config.latent_size)
     result, errors = replaced(module, {}), _Errors(chosen=0.0, nearest=0.0)
     todo = units(stage.variant.arch, module, layers, inputs, config.unit)
     for done, unit in enumerate(todo):

@@ -24,7 +24,7 @@ from torch import nn
 from compress.components import kind_of
 from compress.errors import UserError
 from compress.nn import cost
-from compress.nn.batches import central_crop, split, take
+from compress.nn.batches import central_crop, split, spread, take
 from compress.nn.qmodules import FloatLayer
 from compress.nn.surgery import replaced
 from compress.quantize import _mixing as mixing
@@ -108,7 +108,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     module = stage.variant.module
     layers = chosen_layers(module, config.exclude)
     _check(layers, config)
-    few = central_crop(take(stage.inputs, 0, config.samples), config.latent_size)
+    few = central_crop(spread(stage.inputs, config.samples), config.latent_size)
     target = target_of(module, few)
     if config.minimise == "lpips" and not target.picture:
         raise UserError("quantize.mixed: LPIPS compares pictures of at least 32 pixels; use minimise: mse")
@@ -119,7 +119,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     def made(choice: mixing.Choice) -> nn.Module:
         swaps = choice.swaps(twins)
         if config.bias_correction:
-            correct_biases(module, swaps, split(take(stage.inputs, 0, CORRECTION_SAMPLES), config.batch))
+            correct_biases(module, swaps, split(spread(stage.inputs, CORRECTION_SAMPLES), config.batch))
         return replaced(module, swaps).requires_grad_(False).eval()
 
     def error(choice: mixing.Choice) -> float:

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt
 from compress.components import kind_of
 from compress.errors import require
 from compress.nn.affine import PerChannel
-from compress.nn.batches import split, take
+from compress.nn.batches import split, spread, take
 from compress.quantize import _backend, _float_onnx, _qdq
 from compress.quantize._layers import chosen
 from compress.quantize._quiet import quiet
@@ -55,7 +55,7 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     names = _float_onnx.input_names(model)
     batches = [
         dict(zip(names, (x.numpy() for x in one), strict=True))
-        for one in split(take(stage.inputs, 0, config.samples), 1)
+        for one in split(spread(stage.inputs, config.samples), 1)
     ]
     stage.progress(1, 2, "calibrating in NNCF")
     with quiet():

@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt
 from compress.components import kind_of
 from compress.errors import UserError, require
 from compress.nn.affine import PerChannel
-from compress.nn.batches import split, take
+from compress.nn.batches import split, spread, take
 from compress.quantize import _backend, _float_onnx, _qdq
 from compress.quantize._layers import chosen
 from compress.quantize._quiet import quiet
@@ -94,7 +94,7 @@ def _Reader(quantization: Any, model: Any, stage: StageInput, samples: int) -> A
     """ONNX Runtime wants an instance of its own class."""
     names = _float_onnx.input_names(model)
     arrays = (
-        dict(zip(names, (x.numpy() for x in one), strict=True)) for one in split(take(stage.inputs, 0, samples), 1)
+        dict(zip(names, (x.numpy() for x in one), strict=True)) for one in split(spread(stage.inputs, samples), 1)
     )
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
