@@ -25,7 +25,7 @@ LEAVES: tuple[Leaf, ...] = get_args(Leaf)
 OWN_SETTINGS: Mapping[str, tuple[Leaf, ...]] = {  # which parts were trained with which file
     "tokenizer.json": ("text_encoder",),
     "scheduler.json": ("unet",),
-    "latents.json": ("unet", "decoder"),
+    "latents.json": ("unet",),
 }
 FLAT = 1 / 255  # a picture whose values lie closer together shows nothing
 
@@ -72,7 +72,7 @@ def open_model(name: str, given: Mapping[Leaf, str | None], *, pixels: int | Non
         settings=settings,
         usual=usual,
         parts={leaf: f"{runtimes[leaf]}, {_short(place)}" for leaf, place in places.items()},
-        notes=_distilled(places["unet"]),
+        notes=(*_distilled(places["unet"]), *_other_scale(folder, places["decoder"])),
     )
 
 
@@ -166,6 +166,17 @@ def _refuse_other_settings(folder: Path, leaf: Leaf, place: Path) -> None:
                 f"{theirs} and {folder / name} differ: this {leaf} was trained with other settings than the model's; "
                 f"give --model {theirs.parent}, or parts of one training"
             )
+
+
+def _other_scale(folder: Path, decoder: Path) -> tuple[str, ...]:
+    """Whether a decoder's family has latents of another scale: so it is where a UNet was trained on other pictures."""
+    theirs = decoder.parent / "latents.json"
+    if not theirs.is_file() or read_json(theirs) == read_json(folder / "latents.json"):
+        return ()
+    return (
+        f"the decoder's family has another scale of latents ({_short(theirs)}) than the model; if the picture looks "
+        "washed out, the two are of different encoders",
+    )
 
 
 def _is_file(place: Path) -> bool:

@@ -26,7 +26,6 @@ from compress.sampling.latents import LatentScale
 
 PACKAGES = {
     "onnx": "onnxruntime",
-    "ort": "onnxruntime",
     "litert": "ai_edge_litert",
     "openvino": "openvino",
     "executorch": "executorch",
@@ -84,7 +83,6 @@ def test_the_same_words_and_seed_give_the_same_picture(model, tmp_path, capsys):
 
 RUNTIMES = {
     "onnx": "ONNX Runtime",
-    "ort": "ONNX Runtime",
     "litert": "LiteRT",
     "openvino": "OpenVINO",
     "executorch": "ExecuTorch",
@@ -191,8 +189,10 @@ def test_settings_that_do_not_belong_are_named(model, tmp_path, capsys, changes,
 def test_a_part_of_another_training_is_refused(model, tmp_path, capsys):
     other = copied(model, tmp_path / "other", latents__std=[1.1] * 8)
     line = ["generate", "red apple", "--model", str(model), "--out", str(tmp_path / "a.png")]
-    assert main([*line, "--decoder", str(other / "decoder")]) == 2
-    assert "this decoder was trained with other settings than the model's" in capsys.readouterr().err
+    assert main([*line, "--unet", str(other / "unet")]) == 2
+    assert "this unet was trained with other settings than the model's" in capsys.readouterr().err
+    assert main([*line, "--decoder", str(other / "decoder")]) == 0
+    assert "the decoder's family has another scale of latents" in capsys.readouterr().err
     assert main([*line, "--text-encoder", str(other / "text_encoder")]) == 0
 
 
