@@ -70,6 +70,8 @@ def plan(recipe: str, *, given: Given = NOTHING, as_json: Json = False) -> int:
     console.print(f"{made.recipe.name}: {made.recipe.component}, seed {made.recipe.seed}", highlight=False)
     numeric = ("parameters", "MACs", "weights")
     console.print(drawing.table(("", "stage", *numeric, "key", ""), rows, numeric=numeric))
+    for note in made.notes:
+        console.print(note, highlight=False, markup=False)
     formats = ", ".join(item.format for item in made.recipe.export) or "nothing"
     console.print(f"then {len(made.recipe.gates)} gates, export {formats}, each file gated again", highlight=False)
     return 0

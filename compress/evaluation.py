@@ -106,7 +106,8 @@ def feed_of(plan: Plan) -> Feed:
     kind = kind_of(read_arch(plan.teacher, plan.origins).kind)
 
     def load(companion: str) -> nn.Module:
-        return load_variant(plan.source.companions[companion], origins=plan.origins).module
+        folder = plan.teacher if companion == feeds.ITSELF else plan.source.companions[companion]
+        return load_variant(folder, origins=plan.origins).module
 
     return cast("Feed", feeds.of(kind).feed(plan.source, load))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from compress.errors import UserError
-from compress.given import NOTHING, Given, planned_with
+from compress.given import NOTHING, Given, look_at, planned_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,11 @@ def gate(
     as_json
         Print JSON, for scripts.
     """
+    from compress.headers import look
+    from compress.recipe import find
+
+    look(path)
+    look_at(find(gates), given)
     from compress import drawing, gate_report, standalone_gate
     from compress.gates_file import read_demands
     from eval import gates as records

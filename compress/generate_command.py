@@ -44,7 +44,7 @@ def generate(
     model
         A preset, or a folder with tokenizer.json, scheduler.json, latents.json and the three parts.
     text_encoder
-        Another text encoder: a preset, a variant's folder, or an exported file (.onnx, .tflite, .xml, .pte).
+        Another text encoder: a preset, a variant's folder, or an exported file (.onnx, .ort, .tflite, .openvino, .pte).
     unet
         Another UNet, likewise.
     decoder

@@ -25,7 +25,7 @@ LEAVES: tuple[Leaf, ...] = get_args(Leaf)
 OWN_SETTINGS: Mapping[str, tuple[Leaf, ...]] = {  # which parts were trained with which file
     "tokenizer.json": ("text_encoder",),
     "scheduler.json": ("unet",),
-    "latents.json": ("unet", "decoder"),
+    "latents.json": ("unet",),
 }
 FLAT = 1 / 255  # a picture whose values lie closer together shows nothing
 
@@ -72,7 +72,7 @@ def open_model(name: str, given: Mapping[Leaf, str | None], *, pixels: int | Non
         settings=settings,
         usual=usual,
         parts={leaf: f"{runtimes[leaf]}, {_short(place)}" for leaf, place in places.items()},
-        notes=_distilled(places["unet"]),
+        notes=(*_distilled(places["unet"]), *_other_scale(folder, places["decoder"])),
     )
 
 
@@ -142,7 +142,7 @@ def _place(folder: Path, leaf: Leaf, given: str | None) -> Path:
         root = Path(given)
         choices = [root, root / leaf, root / "variant", PRESETS / given]
     for place in choices:
-        if place.is_file() or (place / "arch.json").is_file():
+        if place.is_file() or (place / "arch.json").is_file() or (place.is_dir() and _is_file(place)):
             return place
         inside = [p for suffix in _run.suffixes() for p in sorted(place.glob(f"*{suffix}"))]
         if inside:
@@ -168,6 +168,17 @@ def _refuse_other_settings(folder: Path, leaf: Leaf, place: Path) -> None:
             )
 
 
+def _other_scale(folder: Path, decoder: Path) -> tuple[str, ...]:
+    """Whether a decoder's family has latents of another scale: so it is where a UNet was trained on other pictures."""
+    theirs = decoder.parent / "latents.json"
+    if not theirs.is_file() or read_json(theirs) == read_json(folder / "latents.json"):
+        return ()
+    return (
+        f"the decoder's family has another scale of latents ({_short(theirs)}) than the model; if the picture looks "
+        "washed out, the two are of different encoders",
+    )
+
+
 def _is_file(place: Path) -> bool:
     return place.suffix in _run.suffixes()
 
@@ -175,6 +186,11 @@ def _is_file(place: Path) -> bool:
 def _module(place: Path) -> Any:
     from compress.components import load_variant
 
+    if not (place / "weights.safetensors").is_file():
+        raise UserError(
+            f"{_short(place)} comes without weights: train it (scripts/train_t2i.py) and give --model FOLDER, or give "
+            "a trained part in its place"
+        )
     return load_variant(place).module
 
 

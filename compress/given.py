@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from compress.plan import Plan
     from compress.recipe import Recipe
 
+IMAGES_HELP = "A folder of photographs (for a text encoder: captions) instead of the recipe's source."
 MODULE_HELP = "Code of your own instead of the component: package.module:function that returns the decoder."
 ENCODER_HELP = "What makes the decoder's inputs: package.module:function, a component, or a component folder."
 
@@ -22,7 +23,7 @@ Encoder = Annotated[str | None, Parameter(help=ENCODER_HELP)]
 class Given:
     """Flags that stand in for what a recipe names."""
 
-    images: Annotated[Path | None, Parameter(help="A folder of photographs instead of the recipe's source.")] = None
+    images: Annotated[Path | None, Parameter(help=IMAGES_HELP)] = None
     checkpoint: Annotated[
         Path | None, Parameter(help="A component folder (arch.json, weights.safetensors) instead of the preset.")
     ] = None
@@ -41,7 +42,23 @@ def planned(recipe: str, given: Given) -> "Plan":
     """
     from compress.recipe import find, read_recipe
 
-    return planned_with(read_recipe(find(recipe)), given)
+    path = find(recipe)
+    look_at(path, given)
+    return planned_with(read_recipe(path), given)
+
+
+def look_at(recipe: Path, given: Given) -> None:
+    """Refuse a damaged checkpoint before anything large is imported.
+
+    Raises:
+        UserError: the file and what is wrong with it.
+    """
+    from compress.headers import look
+    from compress.located import read_document
+
+    if given.checkpoint is not None:
+        component = read_document(recipe).data.get("component")
+        look(given.checkpoint, component.rpartition("/")[2] if isinstance(component, str) else "")
 
 
 def planned_with(recipe: "Recipe", given: Given) -> "Plan":

@@ -58,6 +58,10 @@ def models_show(
     as_json
         Print {"parameters": ..., "macs": ..., "blocks": [...], "layers": [...], ...} as JSON.
     """
+    from compress.headers import look
+
+    if name:
+        look(Path(name))
     from compress import drawing, model_tables
 
     if (name is None) == (module is None):
@@ -97,6 +101,10 @@ def models_convert(
     dtype
         Type of the written weights; by default that of the folder. Ours are always float32.
     """
+    from compress.headers import look
+
+    for one in filter(None, (folder, companion)):
+        look(one)
     from compress.conversion import convert
 
     print(convert(folder, out, layout=layout, companion=companion, dtype=dtype))

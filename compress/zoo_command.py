@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from compress.given import NOTHING, Given
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for scripts.")]
+LISTED = ("psnr_mean", "sqnr_mean", "latency_ratio")  # facts in the table of a zoo
 Replace = Annotated[bool, Parameter(negative="")]
 
 
@@ -50,11 +51,8 @@ def zoo_list(zoo: Path, *, as_json: Json = False) -> int:
     if as_json:
         drawing.print_json([asdict(e) for e in entries])
         return 0
-    rows = [
-        (e.name, e.component, drawing.size(e.bytes), *(e.summary.get(k, "") for k in ("psnr_mean", "latency_ratio")))
-        for e in entries
-    ]
-    columns = ("entry", "component", "size", "PSNR, dB", "latency ratio")
+    rows = [(e.name, e.component, drawing.size(e.bytes), *(e.summary.get(k, "") for k in LISTED)) for e in entries]
+    columns = ("entry", "component", "size", "PSNR, dB", "SQNR, dB", "latency ratio")
     drawing.console().print(drawing.table(columns, rows, numeric=columns[2:]))
     return 0
 

@@ -11,20 +11,20 @@ import torch
 from compress import components, feeds, registry
 from compress.cli import main
 from compress.plan import make_plan
-from compress.recipe import read_recipe, to_yaml
+from compress.recipe import Recipe, read_recipe, to_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = sorted(RECIPES.rglob("*.yaml"))
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(RECIPES).as_posix())
 
 
-def weights_for(component: str, place: Path) -> Path | None:
+def weights_for(recipe: Recipe, place: Path) -> Path | None:
     """A checkpoint for a preset that comes without weights: its tensors are holes in files, which take no room."""
-    if components.has_weights(component):
+    if components.has_weights(recipe.component):
         return None
-    family, leaf = component.split("/")
-    kind = components.kind_of(components.read_arch(components.find(component)).kind)
-    for part in (leaf, *feeds.of(kind).COMPANIONS):
+    family, leaf = recipe.component.split("/")
+    feed = feeds.of(components.kind_of(components.read_arch(components.find(recipe.component)).kind))
+    for part in (leaf, *feed.COMPANIONS, *(feed.OPTIONAL if recipe.data.calibration.source == "captions" else ())):
         source, folder = components.find(f"{family}/{part}"), place / part
         folder.mkdir()
         shutil.copy(source / "arch.json", folder)
@@ -68,7 +68,7 @@ def test_the_plan_shrinks_the_component(path: Path, tmp_path: Path) -> None:
     pytest.importorskip("skimage", reason="extra photographs is not installed")
     pytest.importorskip("sklearn", reason="extra photographs is not installed")
     recipe = read_recipe(path)
-    plan = make_plan(recipe, checkpoint=weights_for(recipe.component, tmp_path))
+    plan = make_plan(recipe, checkpoint=weights_for(recipe, tmp_path))
     last = plan.stages[-1].forecast
     assert last.weight_bytes.high < plan.reference.weight_bytes.low
     assert last.macs.high <= plan.reference.macs.low
@@ -82,6 +82,6 @@ def test_check_and_plan_accept_it_by_name(path: Path, tmp_path: Path, capsys: py
     name = path.relative_to(RECIPES).with_suffix("").as_posix()
     assert main(["check", name]) == 0
     capsys.readouterr()
-    checkpoint = weights_for(read_recipe(path).component, tmp_path)
+    checkpoint = weights_for(read_recipe(path), tmp_path)
     assert main(["plan", name, "--json", *(["--checkpoint", str(checkpoint)] if checkpoint else [])]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"] == name

@@ -6,8 +6,6 @@ later cannot take the process with it.
 Cost: the largest tensor beside what has been read; headers alone take milliseconds whatever the file's size.
 """
 
-import json
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import nn
 
 from compress.components._packing import narrow, unpacked
 from compress.errors import UserError
+from compress.headers import AGAIN, entries
 
 DTYPES = {
     "F32": torch.float32,
@@ -30,7 +29,6 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-AGAIN = "copy or download it again"
 LISTED = 12  # problems of one file that are printed
 
 
@@ -54,39 +52,14 @@ def header(path: Path) -> dict[str, Entry]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        begin, entries = _entries(path)
+        begin, found = entries(path)
         with safe_open(path, framework="pt"):  # the library's own judgement of types, shapes and offsets
             pass
-        return {name: _entry(path, name, entry, begin) for name, entry in entries.items()}
+        return {name: _entry(path, name, entry, begin) for name, entry in found.items()}
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (SafetensorError, struct.error, ValueError) as error:
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error}); {AGAIN}") from error
-
-
-def _entries(path: Path) -> tuple[int, dict[str, dict[str, object]]]:
-    """Where the data begins, and the header; its promise is compared with the file's size before anything is mapped."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        (header_bytes,) = struct.unpack("<Q", file.read(8))
-        if header_bytes > size - 8:
-            raise UserError(f"{path} is truncated: its header alone claims {header_bytes} bytes, the file has {size}")
-        entries = json.loads(file.read(header_bytes))
-    if not isinstance(entries, dict):
-        raise ValueError("the header is not a JSON object")
-    entries.pop("__metadata__", None)
-    promised = max((_stop(name, entry) for name, entry in entries.items()), default=0) + header_bytes + 8
-    if promised != size:
-        raise UserError(f"{path} is truncated or damaged: {promised} bytes promised, {size} there; {AGAIN}")
-    return header_bytes + 8, entries
-
-
-def _stop(name: str, entry: object) -> int:
-    match entry:
-        case {"data_offsets": [int(), int(stop)]}:
-            return stop
-        case _:
-            raise ValueError(f"the header's entry '{name}' has no data_offsets")
 
 
 def _entry(path: Path, name: str, entry: Mapping[str, object], begin: int) -> Entry:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import UserError, require
+from compress.export._openvino_import import quietly_imported
 
 Shape = tuple[int | None, ...]  # None: free
 Raw = Callable[[Sequence[np.ndarray]], np.ndarray]
@@ -112,7 +113,8 @@ def _onnx(path: Path, threads: int) -> FileNetwork:
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # as export.onnx runs it
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # both as exporters are judged
+    options.add_session_config_entry("session.x64quantprecision", "1")
     state = runtime.capi.onnxruntime_pybind11_state
     damaged = (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.InvalidArgument, state.NotImplemented)
     try:
@@ -152,9 +154,8 @@ def _litert(path: Path, threads: int) -> FileNetwork:
 
 
 def _openvino(path: Path, threads: int) -> FileNetwork:
-    openvino = require("openvino", extra="openvino", purpose=f"running {path.name}")
-    core = openvino.Core()
-    model = core.read_model(str(path))
+    core = quietly_imported(f"running {path.name}").Core()
+    model = core.read_model(str(path / "openvino_model.xml" if path.is_dir() else path))
     compiled = core.compile_model(
         model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
     )
@@ -191,7 +192,9 @@ def _executorch(path: Path, threads: int) -> FileNetwork:
 
 _RUNNERS: dict[str, Callable[[Path, int], FileNetwork]] = {
     ".onnx": _onnx,
+    ".ort": _onnx,
     ".tflite": _litert,
+    ".openvino": _openvino,
     ".xml": _openvino,
     ".pte": _executorch,
 }

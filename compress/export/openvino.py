@@ -13,10 +13,8 @@ Cost: that of `export.onnx`. On the CPU, 8-bit convolutions with ranges run on i
 """
 
 import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -28,6 +26,7 @@ from compress.export._held import refuse_layers
 from compress.export._labels import Output
 from compress.export._layer_map import KEY, entries_of, layer_map, weight_from
 from compress.export._onnx_model import Form, built
+from compress.export._openvino_import import quietly_imported as _runtime
 from compress.files import sha256, write_folder_atomically
 from compress.nn.affine import Granularity, Palette, PerGroup, QuantizedWeight
 from compress.nn.batches import split
@@ -162,19 +161,6 @@ def read_back(path: Path) -> dict[str, QuantizedWeight]:
         }
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its layers cannot be read ({error}); export the variant again") from error
-
-
-def _runtime(purpose: str) -> ModuleType:
-    """OpenVINO, without the event that it would send on being imported."""
-    if "openvino" in sys.modules:
-        return require("openvino", extra="openvino", purpose=purpose)
-    before = {name: sys.modules[name] for name in ("openvino_telemetry",) if name in sys.modules}
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # what openvino takes for "not installed"
-    try:
-        return require("openvino", extra="openvino", purpose=purpose)
-    finally:
-        del sys.modules["openvino_telemetry"]
-        sys.modules.update(before)
 
 
 def _refuse_short_groups(module: nn.Module) -> None:

@@ -17,7 +17,8 @@ from compress.nn.structure import Kind
 from compress.records import Arch
 from compress.written import Data
 
-Load = Callable[[str], nn.Module]  # a companion's name -> its module
+ITSELF = ""  # the component that is compressed, uncompressed
+Load = Callable[[str], nn.Module]  # the name of a companion, or ITSELF -> its module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,12 @@ def captions_of(data: Data, split: Split) -> prompts.PromptSet:
     return prompts.every(source, split)
 
 
+def load_captions(data: Data, split: Split) -> prompts.PromptSet:
+    """As many captions of one side as the data asks for, where captions are its source."""
+    wanted = data.calibration if split == "calibration" else data.evaluation
+    return prompts.load(wanted.source, split=split, count=wanted.count)
+
+
 def of_pictures(data: Data, split: Split, names: Sequence[str]) -> tuple[str, ...]:
     """A caption for each picture by its name; pictures that have none get others in turn."""
     wanted = data.calibration if split == "calibration" else data.evaluation

@@ -3,8 +3,6 @@
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float
 from pydantic import TypeAdapter, ValidationError
 
 from compress.errors import UserError
@@ -26,16 +24,16 @@ def found(folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def shares(folder: Path) -> Float[np.ndarray, " steps"]:
-    """The share of signal at every time step of training.
+def read(folder: Path) -> Schedule:
+    """The schedule of a UNet, or the usual one.
 
     Raises:
         UserError: the schedule that lies there cannot be read.
     """
     place = found(folder)
     if place is None:
-        return schedule.signal_shares(USUAL)
-    return schedule.signal_shares(schedule.load(place) if place.name == "scheduler.json" else _theirs(place))
+        return USUAL
+    return schedule.load(place) if place.name == "scheduler.json" else _theirs(place)
 
 
 def _theirs(path: Path) -> Schedule:
@@ -43,13 +41,19 @@ def _theirs(path: Path) -> Schedule:
     data = read_json(path)
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a JSON object; copy or download it again")
-    names = {field.name for field in fields(Schedule)} - {"prediction_type"}
+    names = {field.name for field in fields(Schedule)}
     given = {name: value for name, value in data.items() if name in names}
     if data.get("trained_betas") is not None:
         raise UserError(f"{path}: trained_betas cannot be read; give the UNet's own folder to assume a schedule")
-    ours = {"rescale_betas_zero_snr": False, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+    ours = {
+        "rescale_betas_zero_snr": False,
+        "beta_schedule": "linear",
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "prediction_type": "epsilon",
+    }
     try:
-        return TypeAdapter(Schedule).validate_python(ours | given | {"prediction_type": "v_prediction"})
+        return TypeAdapter(Schedule).validate_python(ours | given)
     except ValidationError as error:
         lines = [f"{path}: {'.'.join(map(str, e['loc'])) or 'schedule'}: {e['msg']}" for e in error.errors()]
         raise UserError("\n".join(lines)) from error

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 import torch
 
 from calibration import prompts
-from calibration.folder import Split
 from compress.feeds import Load, Source
+from compress.feeds._captions import load_captions
 from compress.feeds._tokens import DRAWN, digest, found, ids
 from compress.records import Arch, Feed, Inputs, Samples
-from compress.written import Data
 
 COMPANIONS = ()
 OPTIONAL = ()
@@ -27,9 +26,9 @@ def digests(source: Source) -> dict[str, str]:
         UserError: it is not this text encoder's.
     """
     sets = {
-        "calibration": captions(source.data, "calibration"),
+        "calibration": load_captions(source.data, "calibration"),
         "sampler": prompts.every(source.data.calibration.source, "calibration"),
-        "evaluation": captions(source.data, "evaluation"),
+        "evaluation": load_captions(source.data, "evaluation"),
     }
     _ids(source, sets["evaluation"].texts[:1])
     return {name: digest(source.folder, chosen) for name, chosen in sets.items()}
@@ -45,24 +44,18 @@ def feed(source: Source, load: Load) -> Feed:
     every = prompts.every(source.data.calibration.source, "calibration")
 
     def calibration() -> Inputs:
-        return (_ids(source, captions(source.data, "calibration").texts),)
+        return (_ids(source, load_captions(source.data, "calibration").texts),)
 
     def sample(step: int, batch: int, pixels: int) -> Inputs:
         return (_ids(source, every.drawn(step, batch, source.seed)),)
 
     def evaluation() -> Samples:
-        chosen = captions(source.data, "evaluation")
+        chosen = load_captions(source.data, "evaluation")
         names = tuple(text if len(text) <= SHOWN else f"{text[:SHOWN]}..." for text in chosen.texts)
         rows = _ids(source, chosen.texts)
         return Samples(names=names, inputs=(rows,), truth=None, digest=digest(source.folder, chosen))
 
     return Feed(calibration=calibration, sample=sample, evaluation=evaluation, notes=notes(source))
-
-
-def captions(data: Data, split: Split) -> prompts.PromptSet:
-    """The captions of one side."""
-    wanted = data.calibration if split == "calibration" else data.evaluation
-    return prompts.load(wanted.source, split=split, count=wanted.count)
 
 
 def _ids(source: Source, texts: tuple[str, ...]) -> torch.Tensor:

@@ -63,6 +63,7 @@ def load(folder: Path, length: int) -> ClipTokenizer:
             f"{folder}: the vocabulary has no entry for {', '.join(sorted(missing)[:5])}; copy the tokenizer again"
         )
     inner = hf.Tokenizer(hf.models.BPE(vocabulary, merges, unk_token=names["end"], end_of_word_suffix="</w>"))
+    inner.add_special_tokens(sorted(set(names.values())))  # as transformers does: in a text too they are themselves
     inner.normalizer = hf.normalizers.Sequence(
         [hf.normalizers.NFC(), hf.normalizers.Replace(hf.Regex(r"\s+"), " "), hf.normalizers.Lowercase()]
     )

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import families
 import numpy as np
 import pytest
 import tiny
@@ -19,27 +20,9 @@ pytest.importorskip("tokenizers", reason="prompts go through Hugging Face's toke
 from compress import registry
 from compress.cli import main
 from compress.components import build, save_variant
-from compress.components.text_encoder import TextLayerConfig
 from compress.files import read_json, write_json
-from compress.records import Achieved, Arch, StageRecord, Variant
-from compress.sampling import latents, schedule, tokenizer
+from compress.records import Achieved, StageRecord
 from compress.sampling.latents import LatentScale
-from compress.sampling.schedule import Schedule
-
-TEXT = replace(
-    tiny.TEXT,
-    vocabulary=300,
-    positions=5,
-    width=12,
-    head_dim=4,
-    layers=(TextLayerConfig(heads=3, feed_forward=24),),
-)
-
-
-def text_encoder():
-    arch = Arch(kind="text_encoder.text_encoder", config=TEXT)
-    return Variant(component="tiny/text_encoder", arch=arch, module=tiny._seeded(build(arch), 0))
-
 
 PACKAGES = {
     "onnx": "onnxruntime",
@@ -47,18 +30,14 @@ PACKAGES = {
     "openvino": "openvino",
     "executorch": "executorch",
 }
-PARTS = {"text_encoder": text_encoder, "unet": tiny.unet, "decoder": tiny.decoder}
+PARTS = {"text_encoder": families.text_encoder, "unet": tiny.unet, "decoder": tiny.decoder}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """A model of three variants, for 32 pixels."""
     folder = tmp_path_factory.mktemp("model")
-    for leaf, make in PARTS.items():
-        save_variant(make(), folder / leaf)
-    tokenizer.train(["red apple", "blue heart"], vocabulary=300, length=5).save(folder / "tokenizer.json")
-    schedule.save(Schedule(), folder / "scheduler.json")
-    latents.save(LatentScale(mean=(0.1,) * 8, std=(0.9,) * 8), folder / "latents.json")
+    families.write(folder, ["red apple", "blue heart"], LatentScale(mean=(0.1,) * 8, std=(0.9,) * 8))
     write_json(folder / "sampling.json", {"pixels": 32, "steps": 2, "guidance": 2.0, "solver": "ddim"})
     return folder
 
@@ -102,7 +81,12 @@ def test_the_same_words_and_seed_give_the_same_picture(model, tmp_path, capsys):
     assert "32x32, 2 steps of ddim, guidance 2, seed 3" in said and "unet: torch" in said
 
 
-RUNTIMES = {"onnx": "ONNX Runtime", "litert": "LiteRT", "openvino": "OpenVINO", "executorch": "ExecuTorch"}
+RUNTIMES = {
+    "onnx": "ONNX Runtime",
+    "litert": "LiteRT",
+    "openvino": "OpenVINO",
+    "executorch": "ExecuTorch",
+}
 
 
 @pytest.mark.parametrize("name", [n for n in RUNTIMES if f"export.{n}" in registry.names("export")])
@@ -205,8 +189,10 @@ def test_settings_that_do_not_belong_are_named(model, tmp_path, capsys, changes,
 def test_a_part_of_another_training_is_refused(model, tmp_path, capsys):
     other = copied(model, tmp_path / "other", latents__std=[1.1] * 8)
     line = ["generate", "red apple", "--model", str(model), "--out", str(tmp_path / "a.png")]
-    assert main([*line, "--decoder", str(other / "decoder")]) == 2
-    assert "this decoder was trained with other settings than the model's" in capsys.readouterr().err
+    assert main([*line, "--unet", str(other / "unet")]) == 2
+    assert "this unet was trained with other settings than the model's" in capsys.readouterr().err
+    assert main([*line, "--decoder", str(other / "decoder")]) == 0
+    assert "the decoder's family has another scale of latents" in capsys.readouterr().err
     assert main([*line, "--text-encoder", str(other / "text_encoder")]) == 0
 
 
@@ -215,6 +201,7 @@ def test_a_part_of_another_training_is_refused(model, tmp_path, capsys):
     [
         (["--unet", "nowhere"], "nowhere: no such part"),
         (["--model", "nowhere"], "nowhere: no text-to-image model"),
+        (["--unet", "mobilediffusion/unet"], "mobilediffusion/unet comes without weights: train it"),
         (["--out", "a.jpg"], "a name that ends in .png"),
         (["--out", "nowhere/a.png"], "nowhere is no folder"),
         (["--pixels", "30"], "a multiple of 8"),

@@ -195,7 +195,7 @@ def test_a_choice_for_each_layer_is_forecast_within_its_budget_and_every_choice_
     assert forecast.low == whole.weight_bytes_at(4)
     free = planned(quality=40).stages[0].forecast.weight_bytes
     assert (free.low, free.high) == (forecast.low, whole.weight_bytes)
-    with pytest.raises(UserError, match="ONNX holds weights of 4 or 8 bits, not 6"):
+    with pytest.raises(UserError, match="ONNX holds integer weights of 4 or 8 bits, not 6"):
         planned(bytes_per_weight=1.5, bits=(4, 6, 8))
 
 

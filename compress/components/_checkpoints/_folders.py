@@ -15,6 +15,7 @@ from compress.components._checkpoints._grammar import Grammar, grammars
 from compress.components._tensors import Entry, header
 from compress.errors import UserError
 from compress.files import read_json
+from compress.headers import shards
 from compress.records import Arch
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -210,19 +211,7 @@ def _weight_files(folder: Path, grammar: Grammar) -> tuple[Path, ...]:
     if found is None:
         _refuse_pickles(folder, grammar)
         raise UserError(f"{folder} has no {plain[0].name}, alone or in shards with {plain[1].name}")
-    return _shards(found) if found.suffix == ".json" else (found,)
-
-
-def _shards(index: Path) -> tuple[Path, ...]:
-    content = read_json(index)
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise UserError(f"{index} has no weight_map of tensors to files; copy or download it again")
-    paths = sorted({index.parent / Path(name).name for name in places.values()})
-    missing = [path.name for path in paths if not path.exists()]
-    if missing:
-        raise UserError(f"{index} names shards that are not there: {', '.join(missing)}; copy or download them")
-    return tuple(paths)
+    return shards(found) if found.suffix == ".json" else (found,)
 
 
 def _which(path: Path, parts: list[str]) -> str:

@@ -1,8 +1,8 @@
 """Clean latents and states belong to the same picture, and come the same for the same step."""
 
-from dataclasses import replace
 from pathlib import Path
 
+import families
 import numpy as np
 import pytest
 import tiny
@@ -11,11 +11,9 @@ from PIL import Image
 
 pytest.importorskip("tokenizers", reason="captions go through Hugging Face's tokenizers")
 
-from compress.components import build, load_variant, save_variant
-from compress.components.text_encoder import TextLayerConfig
+from compress.components import load_variant
 from compress.feeds import Source, _pairs
-from compress.records import Arch, Variant
-from compress.sampling import latents, schedule, tokenizer
+from compress.sampling import tokenizer
 from compress.sampling.latents import LatentScale
 from compress.sampling.schedule import Schedule
 from compress.written import Data
@@ -26,17 +24,7 @@ SCALE = LatentScale(mean=(0.5,) * 8, std=(2.0,) * 8)
 
 @pytest.fixture
 def family(tmp_path) -> Path:
-    folder = tmp_path / "family"
-    layer = TextLayerConfig(heads=3, feed_forward=24)
-    config = replace(tiny.TEXT, vocabulary=300, positions=5, width=12, head_dim=4, layers=(layer,))
-    arch = Arch(kind="text_encoder.text_encoder", config=config)
-    text = Variant(component="tiny/text_encoder", arch=arch, module=tiny._seeded(build(arch), 0))
-    for leaf, variant in (("unet", tiny.unet()), ("encoder", tiny.encoder()), ("text_encoder", text)):
-        save_variant(variant, folder / leaf)
-    tokenizer.train(NAMES, vocabulary=300, length=5).save(folder / "tokenizer.json")
-    schedule.save(Schedule(), folder / "scheduler.json")
-    latents.save(SCALE, folder / "latents.json")
-    return folder
+    return families.write(tmp_path / "family", NAMES, SCALE)
 
 
 @pytest.fixture
