@@ -98,7 +98,7 @@ def measured(out: Path, format_name: str, exporter: Any) -> dict[str, Any]:
         "bytes": size_of(artifacts[0]),
         "parity, dB": "" if parity is None else round(parity["value"], 1),
         "LPIPS": "" if lpips is None else round(sum(lpips) / len(lpips), 4),
-        "latency ratio": "" if latency is None else round(latency["value"], 3),
+        "latency ratio": "" if latency is None else shown(latency["value"]),
         "partitions": "" if partitions is None else partitions(artifacts[0]),
         "": problem,
     }
@@ -106,6 +106,11 @@ def measured(out: Path, format_name: str, exporter: Any) -> dict[str, Any]:
 
 def verdict(verdicts: list[dict[str, Any]], subject: str, metric: str | None) -> dict[str, Any] | None:
     return next((v for v in verdicts if v["subject"] == subject and metric in (None, v["metric"])), None)
+
+
+def shown(ratio: float | None) -> float | str:
+    """A format whose runtime is not on this host has no latency here."""
+    return "not measured" if ratio is None else round(ratio, 3)
 
 
 def line(values: dict[str, Any]) -> str:

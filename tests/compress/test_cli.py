@@ -465,6 +465,8 @@ class TestLookups:
 
 STAND_INS = ("--images", "--checkpoint", "--module", "--encoder")  # one set of flags: for what a recipe names
 STAND_INS += ("--model", "--text-encoder", "--unet", "--decoder")  # and for the parts that draw a picture
+STAND_INS += ("--component", "--pixels", "--input")  # for the inputs of bare files
+STAND_INS += ("--device", "--binary", "--cpus")  # and for this host, of --target android alone
 
 
 class TestCommandLine:
