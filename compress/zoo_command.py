@@ -125,9 +125,11 @@ def zoo_verify(zoo: Path, name: str | None = None, *, as_json: Json = False) -> 
     as_json
         Print JSON, for scripts.
     """
-    from compress import drawing, registry, zoo_verify
+    from compress import drawing, generation, registry, zoo_verify
 
-    checks = zoo_verify.verify(zoo, name, runner=lambda form: registry.load(f"export.{form}").load)
+    checks = zoo_verify.verify(
+        zoo, name, runner=lambda form: registry.load(f"export.{form}").load, drawer=generation.drawer
+    )
     if as_json:
         drawing.print_json([asdict(c) for c in checks])
     else:
@@ -208,6 +210,7 @@ def zoo_promote(
     from compress.gates_file import read_demands
     from eval import gates as records
 
+    zoo_promote.refuse_bundle(candidate)
     if gates is None:
         recipe = zoo_promote.with_regression(read_demands(str(candidate / "recipe.yaml")).recipe)
     else:

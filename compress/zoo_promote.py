@@ -81,6 +81,19 @@ def promote(candidate: Path, zoo: Path, *, recipe: Recipe, given: Given, emit: E
         return Promotion(name=name, judged=judged, place=place, archived=archived)
 
 
+def refuse_bundle(candidate: Path) -> None:
+    """Say how a whole model takes another one's place: its gates are on pictures drawn from words.
+
+    Raises:
+        UserError: the candidate is a bundle.
+    """
+    if (candidate / "card.json").is_file() and read_card(candidate).is_bundle:
+        raise UserError(
+            f"{candidate}: a bundle, a whole model; put it in the other's place with: mdcompress zoo bundle NAME "
+            f"--model {candidate} --reference MODEL --replace"
+        )
+
+
 def with_regression(recipe: Recipe) -> Recipe:
     """The recipe's gates, and one against the entry to be replaced for each metric that they name, and for size."""
     asked = dict.fromkeys((gate.metric, gate.net) for gate in recipe.gates if gate.of == "candidate")
