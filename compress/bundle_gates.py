@@ -118,6 +118,8 @@ def _unjudged(gate: Gate, *, baseline: bool) -> str:
     relative = [limit for limit in RELATIVE_LIMITS[:2] if getattr(gate, limit) is not None]
     if gate.metric == "peak_memory":
         return "peak_memory is not measured of a bundle; gate its components"
+    if gate.metric in ("sqnr", "cosine"):
+        return f"{gate.metric} is of one component's tensors; latent_sqnr is of a bundle's latents, step by step"
     if gate.against == "ground_truth" or gate.of == "reference" or (relative and gate.against == "reference"):
         return "there is no photograph of what words mean: use min or max, which are to the reference's pictures"
     if gate.against == "baseline" and not baseline:

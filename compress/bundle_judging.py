@@ -33,7 +33,7 @@ USUAL = (
     compare.Metric(name="psnr"),
     compare.Metric(name="ssim"),
 )
-SQNR = compare.Metric(name="sqnr")  # of the latents
+LATENT_SQNR = compare.Metric(name="latent_sqnr")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,7 +41,7 @@ class Drawn:
     """What one model drew, prompt by prompt."""
 
     images: torch.Tensor  # [n, 3, h, w] in [0, 1]; NaN where a prediction or a latent was not finite
-    latents: torch.Tensor  # [n, z, h/8, w/8]
+    latents: torch.Tensor  # [n, steps, z, h/8, w/8], after each step
     seconds: float  # per picture: the median
     broken: tuple[str, ...]  # what was said of pictures that could not be drawn
     notes: tuple[str, ...]
@@ -74,17 +74,18 @@ def draw_all(model: Model, prompts: Sequence[str], way: Way, tell: Emit, name: s
     z, height, width = model.networks.latent_shape
     for index, prompt in enumerate(prompts):
         tell(Event(kind="progress", name=f"drawing: {name}", text=prompt, done=index, total=len(prompts)))
-        begun = time.perf_counter()
+        begun, seen = time.perf_counter(), list[np.ndarray]()
         try:
-            made = generate([prompt], model.networks, model.settings, replace(way, seed=way.seed + index))
+            here = replace(way, seed=way.seed + index)
+            made = generate([prompt], model.networks, model.settings, here, watch=seen.append)
         except NotFinite as error:
             broken.append(f"'{prompt}': {error}")
             images.append(np.full((1, 3, height * PATCH, width * PATCH), math.nan, np.float32))
-            latents.append(np.full((1, z, height, width), math.nan, np.float32))
+            latents.append(np.full((1, way.steps, z, height, width), math.nan, np.float32))
             continue
         seconds.append(time.perf_counter() - begun)
         images.append(made.images)
-        latents.append(made.latents)
+        latents.append(np.stack(seen[1:], axis=1).astype(np.float32))
         notes += [note.replace("prompt 1", f"prompt {index + 1}") for note in made.notes]
     return Drawn(
         images=torch.from_numpy(np.concatenate(images).astype(np.float32, copy=False)),
@@ -120,18 +121,11 @@ def measured(reference: Drawn, candidate: Drawn, asked: Sequence[Gate]) -> tuple
     """
     specs = evaluation.specs(asked)
     of_images = tuple(dict.fromkeys((*USUAL, *gates.metrics_of(specs))))
-    of_latents = tuple(dict.fromkeys((SQNR, *gates.metrics_of(specs, takes="tensors"))))
     pictures = compare.joined(
-        compare.compare(
-            ground_truth=theirs,
-            reference=theirs,
-            candidate=ours,
-            metrics=of_images,
-            pairs=(("candidate", "reference"),),
-        )
+        compare.compare_drawn(theirs, ours, of_images)
         for theirs, ours in zip(reference.images.split(BATCH), candidate.images.split(BATCH), strict=True)
     )
-    return (*pictures, *compare.compare_tensors(reference.latents, candidate.latents, of_latents))
+    return (*pictures, *compare.compare_tensors(reference.latents, candidate.latents, (LATENT_SQNR,)))
 
 
 def judge(

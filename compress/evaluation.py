@@ -1,7 +1,8 @@
 """Evaluation samples through teacher and variant, measured: what the gates then judge.
 
 Pictures are measured against the photographs, and where a gate asks for it against the teacher's pictures. Of any other
-tensor (latents, predictions, hidden states) there is no other truth than the teacher's.
+tensor (latents, predictions, hidden states) there is no other truth than the teacher's; where the recipe says so, its
+model draws pictures with it, which are measured against those that the teacher draws.
 """
 
 import json
@@ -13,10 +14,10 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
-from compress import feeds
+from compress import drawn, feeds
 from compress.components import kind_of, load_variant, read_arch
 from compress.errors import UserError
-from compress.nn.batches import outputs
+from compress.nn.batches import Run, outputs
 from compress.nn.cost import Cost
 from compress.nn.surgery import float_twin
 from compress.plan import Plan
@@ -43,6 +44,7 @@ class Basis:
     inputs: Inputs  # of the component, e.g. latents [n, z, h/8, w/8]
     reference: torch.Tensor  # [n, 3, h, w], or whatever tensors the component makes
     digest: str
+    sheet: drawn.Sheet | None = None  # what the teacher draws in its model
 
     @property
     def takes(self) -> Literal["images", "tensors"]:
@@ -112,15 +114,17 @@ def feed_of(plan: Plan) -> Feed:
     return cast("Feed", feeds.of(kind).feed(plan.source, load))
 
 
-def prepare(feed: Feed, teacher: nn.Module) -> Basis:
+def prepare(plan: Plan, feed: Feed, teacher: nn.Module) -> Basis:
     """Load the evaluation samples, and run the teacher on them."""
-    found = feed.evaluation()
+    found, part, data = feed.evaluation(), plan.recipe.component.rpartition("/")[2], plan.recipe.data
+    family, seed = plan.teacher.parent, plan.recipe.seed
     return Basis(
         names=found.names,
         truth=found.truth,
         inputs=found.inputs,
         reference=outputs(teacher, found.inputs),
         digest=found.digest,
+        sheet=drawn.draw_teacher(part, teacher, plan.drawn, family, data, seed) if data.drawn else None,
     )
 
 
@@ -167,6 +171,21 @@ def complete(
     to_teacher = measure(basis, candidate, gates.metrics_of(direct), "reference") if direct else ()
     as_tensors = _to_teacher(basis, candidate, tensors) if tensors else ()
     return (*ours, *(replace(m, of="reference") for m in teacher), *to_teacher, *as_tensors)
+
+
+def drawn_by(basis: Basis, run: Run, batch: int, wanted: Sequence[gates.GateSpec]) -> tuple[compare.Measurement, ...]:
+    """What the model draws with a candidate, against what it draws with the teacher; nothing where it draws nothing.
+
+    Args:
+        basis: What the teacher drew.
+        run: The candidate: a module, or a file in its runtime.
+        batch: How many samples it takes at once.
+        wanted: The gates.
+    """
+    if basis.sheet is None:
+        return ()
+    asked = (*PICTURES, *gates.metrics_of(wanted), *gates.metrics_of(wanted, takes="latents"))
+    return drawn.measure(basis.sheet, run, batch, tuple(dict.fromkeys(asked)))
 
 
 def _absolute(spec: gates.GateSpec) -> bool:

@@ -123,9 +123,10 @@ def judge_file(
     """
     name = format_of(path)
     exporter, threads = registry.load(f"export.{name}"), torch.get_num_threads()
-    made = outputs(exporter.load(path, threads=threads), basis.inputs, 1)
+    run = exporter.load(path, threads=threads)
+    made = outputs(run, basis.inputs, 1)
     specs, example = evaluation.specs(plan.recipe.gates), take(basis.inputs, 0, 1)
-    measurements = evaluation.complete(basis, made, specs, of_teacher)
+    measurements = evaluation.complete(basis, made, specs, of_teacher) + evaluation.drawn_by(basis, run, 1, specs)
     taken, apart = None, unmeasured(plan, exporter, name)
     if measures_latency(exporter):
         candidate, theirs = timed(exporter, path, threads), timed(exporter, reference, threads)

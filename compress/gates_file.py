@@ -19,7 +19,7 @@ from pydantic import Field
 from compress.located import RecipeError, read_document
 from compress.recipe import Reading, Recipe, find, read_recipe
 from compress.schema import Schema
-from compress.written import Data, Gate, Pictures, Word
+from compress.written import Data, Drawn, Gate, Pictures, Word
 
 
 class WholeGates(Schema):
@@ -29,6 +29,7 @@ class WholeGates(Schema):
     component: Word = Field(description="the reference: a preset such as md-tiny/decoder, or a checkpoint's component")
     seed: int = Field(0, ge=0, lt=2**32)
     evaluation: Pictures = Field(description="the photographs to judge on")
+    drawn: Drawn | None = Field(None, description="pictures, for gates on pictures of what makes none itself")
     baseline: Word | None = Field(None, description="a baseline file or a zoo entry, relative to this file")
     gates: list[Any] = Field(min_length=1, description="what must be passed")
 
@@ -72,6 +73,7 @@ def read_demands(name_or_path: str, *, baseline_given: bool = False) -> Demands:
         data=Data(
             calibration=Pictures(source=whole.evaluation.source, count=1, size=whole.evaluation.size),
             evaluation=whole.evaluation,
+            drawn=whole.drawn,
         ),
         stages=(),
         gates=tuple(gate for gate in gates if gate),

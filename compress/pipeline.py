@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compress import evaluation, registry, verdicts
+from compress import drawn, evaluation, registry, verdicts
 from compress import zoo as zoos
 from compress.components import load_variant, save_variant
 from compress.errors import UserError
@@ -147,7 +147,7 @@ def _measure_all(job: Job, ran: Sequence[Ran]) -> Measured:
     """Cost, picture quality and torch latency of the teacher and of every stage's variant."""
     started = time.monotonic()
     job.tell(Event(kind="started", name="measuring"))
-    basis = evaluation.prepare(job.feed, job.teacher.module)
+    basis = evaluation.prepare(job.plan, job.feed, job.teacher.module)
     rows: list[StageSummary] = []
     for number, item in enumerate(ran):
         job.tell(Event(kind="progress", name="measuring", text=item.method, done=number, total=len(ran)))
@@ -169,6 +169,7 @@ def _summary(
         made = outputs(module, basis.inputs)
         teacher = before[0].measurements if before else measurements
         measurements = evaluation.complete(basis, made, specs, teacher, measurements)
+        measurements += evaluation.drawn_by(basis, module, drawn.AT_ONCE, specs)
     taken = None
     if before:
         seconds = STAGE_LATENCY_SECONDS if not last or job.plan.recipe.export else evaluation.JUDGED_LATENCY_SECONDS

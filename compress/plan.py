@@ -1,7 +1,7 @@
 """Recipe -> Plan: what will run, in which order, under which keys, and what it will cost; no weight is opened."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import ceil, prod
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress import feeds, registry
+from compress import drawn, feeds, registry
 from compress import recipe as recipes
 from compress.components import beside, check_variant, files_of, find, kind_of, read_arch
 from compress.errors import UserError
@@ -20,7 +20,7 @@ from compress.nn.affine import stored_bytes
 from compress.nn.qmodules import quantizable
 from compress.nn.structure import Kind, example_inputs
 from compress.own_code import Code
-from compress.recipe import PlannedConfig, Recipe
+from compress.recipe import Gate, PlannedConfig, Recipe
 from compress.records import Arch, Held, Needs, Prediction
 from compress.store import code_digest, key_of
 
@@ -67,6 +67,7 @@ class Plan:
     evaluation_digest: str
     notes: tuple[str, ...] = ()  # what stands in for inputs that the component's family cannot give
     origins: tuple[Any, ...] = ()  # code of somebody's own that may build components
+    drawn: Mapping[str, Path] = field(default_factory=dict)  # the model's other networks, where pictures are drawn
 
     @property
     def variant_key(self) -> str:
@@ -129,6 +130,11 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None, code: Code | No
     companions = _companions(recipe, arch, checkpoint, code)
     for companion in companions.values():
         check_variant(companion, code.origins)
+    others = {} if recipe.data.drawn is None else drawn.companions(recipe.component, teacher, checkpoint)
+    for folder in others.values():
+        check_variant(folder)
+    if recipe.data.drawn is not None:
+        drawn.texts(recipe.data)
     source = feeds.Source(arch=arch, folder=teacher, companions=companions, data=recipe.data, seed=recipe.seed)
     feed, pixels = feeds.of(kind), recipe.data.evaluation.size
     digests = feed.digests(source)
@@ -158,6 +164,7 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None, code: Code | No
         evaluation_digest=digests["evaluation"],
         notes=feed.notes(source),
         origins=code.origins,
+        drawn=others,
     )
 
 
@@ -180,16 +187,34 @@ def _companions(recipe: Recipe, arch: Arch, checkpoint: Path | None, code: Code)
 
 
 def _check_gates(recipe: Recipe, kind: Kind) -> None:
-    """Refuse metrics of pictures for a component that makes none."""
+    """Refuse metrics of pictures where none are made or drawn, and of steps where they are not the same."""
     traits = [registry.metric_traits(name) for name in registry.metrics()]
-    pictures = {one.name for one in traits if one.of_images}
-    wrong = sorted({gate.metric for gate in recipe.gates} & pictures)
-    if wrong and kind.output != "image":
-        fitting = ", ".join(one.name for one in traits if not one.of_images)
+    pictures = {one.name for one in traits if one.of_images and kind.output != "image"}
+    steps = {one.name for one in traits if one.of_drawn}
+    used, how = {gate.metric for gate in recipe.gates}, recipe.data.drawn
+    wrong = sorted(used & (pictures | steps)) if how is None else []
+    if wrong:
+        fitting = ", ".join(one.name for one in traits if one.name not in pictures | steps)
         raise UserError(
             f"gates: {', '.join(wrong)} compare pictures, and {recipe.component} makes {kind.output}, which are "
-            f"compared with the uncompressed component's; metrics that fit: {fitting}"
+            f"compared with the uncompressed component's; metrics that fit: {fitting}; or let its model draw pictures "
+            "with it: data.drawn"
         )
+    relative = [gate.metric for gate in recipe.gates if gate.metric in pictures and not _to_teacher(gate)]
+    if relative:
+        raise UserError(
+            f"gates: {', '.join(relative)} of drawn pictures are compared with the uncompressed model's, there is no "
+            "other truth: against: reference, with min or max"
+        )
+    if used & steps and how is not None and how.teacher_steps not in (None, how.steps):
+        raise UserError(
+            f"gates: {', '.join(used & steps)} compares step by step, and {how.steps} are not the teacher's "
+            f"{how.teacher_steps}"
+        )
+
+
+def _to_teacher(gate: Gate) -> bool:
+    return gate.against == "reference" and gate.of == "candidate" and (gate.min is not None or gate.max is not None)
 
 
 def _check_exports(recipe: Recipe, prediction: Prediction) -> None:

@@ -123,7 +123,7 @@ def as_written(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "component": recipe.component,
         "seed": recipe.seed,
-        "data": _dumped(recipe.data),
+        "data": {key: value for key, value in _dumped(recipe.data).items() if value is not None},
         "stages": stages,
         "gates": [{key: value for key, value in _dumped(gate).items() if value is not None} for gate in recipe.gates],
         "export": [{"format": item.format, **_dumped(item.config)} for item in recipe.export],

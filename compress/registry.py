@@ -75,6 +75,7 @@ class MetricTraits:
 
     name: str
     of_images: bool
+    of_drawn: bool  # of a sampler's steps, so only where pictures are drawn
     sampled: bool  # one value per picture or tensor, not one per model
     needs_net: bool
     limits: tuple[str, ...]
@@ -151,8 +152,8 @@ def metrics() -> list[str]:
 def metric_traits(name: str) -> MetricTraits:
     """How a metric may be judged, from the constants that its file declares; the file is parsed, not imported.
 
-    TAKES says what a metric is measured of: images; tensors, which have no ground truth; or it is a cost (latency,
-    size), judged by `max` or as a ratio to the reference.
+    TAKES says what a metric is measured of: images; tensors or latents, which have no ground truth; or it is a cost
+    (latency, size), judged by `max` or as a ratio to the reference.
 
     Raises:
         UserError: no such metric.
@@ -167,9 +168,10 @@ def metric_traits(name: str) -> MetricTraits:
     return MetricTraits(
         name=name,
         of_images=takes == "images",
-        sampled=takes in ("images", "tensors"),
+        of_drawn=takes == "latents",
+        sampled=takes != "cost",
         needs_net=_constant(tree, "NEEDS_NET") is True,
-        limits=limits if takes in ("images", "tensors") else ("max", "max_ratio"),
+        limits=limits if takes != "cost" else ("max", "max_ratio"),
     )
 
 

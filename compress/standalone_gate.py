@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from compress import evaluation, registry
+from compress import drawn, evaluation, registry
 from compress.components import load_variant
 from compress.errors import UserError
 from compress.export_stage import artifact_with, format_of, is_artifact, measures_latency, teacher_file, timed
@@ -79,7 +79,7 @@ def prepare(plan: Plan, tell: Emit) -> Case:
     """Run the teacher on the evaluation samples and measure what it makes."""
     tell(Event(kind="started", name="running the teacher"))
     teacher = load_variant(plan.teacher, plan.recipe.component, origins=plan.origins)
-    basis = evaluation.prepare(evaluation.feed_of(plan), teacher.module)
+    basis = evaluation.prepare(plan, evaluation.feed_of(plan), teacher.module)
     specs = evaluation.specs(plan.recipe.gates)
     of_teacher = evaluation.measure(basis, basis.reference, evaluation.own_metrics(basis, specs))
     return Case(plan=plan, teacher=teacher, basis=basis, specs=specs, of_teacher=of_teacher)
@@ -184,6 +184,7 @@ def _asked(specs: Sequence[gates.GateSpec], metric: str) -> bool:
 def _take_variant(folder: Path, case: Case) -> Taken:
     variant = load_variant(folder, origins=case.plan.origins)
     pictures = outputs(variant.module, case.basis.inputs)
+    by_variant = evaluation.drawn_by(case.basis, variant.module, drawn.AT_ONCE, case.specs)
     taken = None
     if _asked(case.specs, "latency"):
         seconds = evaluation.JUDGED_LATENCY_SECONDS
@@ -192,7 +193,7 @@ def _take_variant(folder: Path, case: Case) -> Taken:
         subject="variant",
         path=folder,
         outputs=pictures,
-        measurements=evaluation.complete(case.basis, pictures, case.specs, case.of_teacher),
+        measurements=evaluation.complete(case.basis, pictures, case.specs, case.of_teacher) + by_variant,
         latency=taken,
         sizes=gates.Sizes(
             candidate_bytes=cost.measure(variant.module, case.example).weight_bytes,
@@ -205,7 +206,9 @@ def _take_file(path: Path, case: Case) -> Taken:
     name, example, threads = format_of(path), case.example, torch.get_num_threads()
     exporter = registry.load(f"export.{name}")
     reference = _teacher_file(case, name)
-    pictures = outputs(exporter.load(path, threads=threads), case.basis.inputs, 1)
+    run = exporter.load(path, threads=threads)
+    pictures = outputs(run, case.basis.inputs, 1)
+    by_file = evaluation.drawn_by(case.basis, run, 1, case.specs)
     taken = None
     if _asked(case.specs, "latency") and measures_latency(exporter):
         candidate, theirs = (timed(exporter, one, threads) for one in (path, reference))
@@ -222,7 +225,7 @@ def _take_file(path: Path, case: Case) -> Taken:
         subject=name,
         path=path,
         outputs=pictures,
-        measurements=evaluation.complete(case.basis, pictures, case.specs, case.of_teacher),
+        measurements=evaluation.complete(case.basis, pictures, case.specs, case.of_teacher) + by_file,
         latency=taken,
         sizes=gates.Sizes(candidate_bytes=size_of(path), reference_bytes=size_of(reference)),
     )

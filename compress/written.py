@@ -14,6 +14,7 @@ WINDOW = ("min", "max")
 RELATIVE_LIMITS = ("max_drop", "max_rise", "max_ratio")
 
 Net = Literal["st-alex", "alex", "vgg", "squeeze"]
+Solver = Literal["ddim", "dpm_solver"]
 Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -38,11 +39,24 @@ class Pictures(Schema):
     size: int = Field(256, ge=64, le=4096, multiple_of=8, description="pixels on each side; of no use to captions")
 
 
+class Drawn(Schema):
+    """How a UNet or a text encoder draws pictures in its model, and its teacher the same: one prompt, one seed."""
+
+    count: int = Field(16, ge=1, le=10_000, description="prompts, the first of the evaluation's captions")
+    solver: Solver = "dpm_solver"
+    steps: int = Field(20, ge=1, le=1000, description="of sampling")
+    guidance: float = Field(3.0, ge=0, le=30, description="1: none, as for a UNet that has it built in")
+    teacher_solver: Solver | None = Field(None, description="where it is not the same")
+    teacher_steps: int | None = Field(None, ge=1, le=1000, description="where they are not the same")
+    teacher_guidance: float | None = Field(None, ge=0, le=30, description="where it is not the same")
+
+
 class Data(Schema):
     """What to calibrate and train on, and other samples to judge on."""
 
     calibration: Pictures
     evaluation: Pictures
+    drawn: Drawn | None = Field(None, description="pictures, for gates on pictures of what makes none itself")
 
 
 class Gate(Schema):

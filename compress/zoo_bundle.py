@@ -229,9 +229,13 @@ def _facts(contest: Contest, demands: BundleDemands, judged: judging.Judged) -> 
     }
     facts |= {f"{leaf}_from": part.origin for leaf, part in contest.parts.parts.items()}
     for one in judged.measurements:
-        key, mean = f"{one.metric}_to_reference", sum(one.values) / len(one.values)
+        mean = sum(one.values) / len(one.values)
+        key = f"{one.metric}_to_reference"
         if math.isfinite(mean):
-            facts |= {f"{key}_mean": round(mean, 4), f"{key}_definition": _definition(one)}
+            facts |= {
+                f"{key}_mean": round(mean, 4),
+                f"{key}_definition": one.definition + (f", net {one.net}" if one.net else ""),
+            }
     if judged.latency is not None:
         facts |= {"latency_ratio": round(judged.latency.ratio, 4), "latency_host": judged.latency.host}
         facts |= {"latency_runtime": judged.latency.runtime}
@@ -245,11 +249,6 @@ def _seconds(judged: judging.Judged) -> dict[str, int | float | str]:
         "seconds_per_picture_of_reference": round(judged.reference.seconds, 3),
         "seconds_host": latency.host(),
     }
-
-
-def _definition(one: compare.Measurement) -> str:
-    what = "latents: " if one.metric == judging.SQNR.name else ""
-    return f"{what}{one.definition}" + (f", net {one.net}" if one.net else "")
 
 
 def _rows(demands: BundleDemands, contest: Contest, judged: judging.Judged) -> dict[str, Any]:

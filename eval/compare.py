@@ -116,23 +116,69 @@ def compare_tensors(reference: Tensor, candidate: Tensor, metrics: Sequence[Metr
         EvalError: a metric compares no tensors, or the reference itself is not finite.
     """
     _tensors.check_pair(reference, reference)
-    alike = candidate.shape == reference.shape
-    shape = f"candidate has shape {list(candidate.shape)} where {list(reference.shape)} is expected"
-    texts = [_tensors.describe(one) for one in candidate] if alike else []
-    problems = [text and f"candidate has {text}" for text in texts] if alike else [shape] * len(reference)
-    found = []
     for metric in metrics:
-        module = registry.get(metric.name)
-        if registry.takes(metric.name) != "tensors":
+        if registry.takes(metric.name) not in ("tensors", "latents"):
             raise EvalError(f"{metric.name} does not compare tensors; those that do: {', '.join(tensor_metrics())}")
+    alike = candidate.shape == reference.shape
+    texts = (
+        [_tensors.describe(one) for one in candidate] if alike else [_misshapen(reference, candidate)] * len(reference)
+    )
+    return _all_measured(reference, candidate, metrics, texts)
+
+
+def compare_drawn(reference: Tensor, candidate: Tensor, metrics: Sequence[Metric]) -> tuple[Measurement, ...]:
+    """Measure pictures that two models drew of the same prompts: the candidate's against the reference's.
+
+    They may differ in anything, and look like each other's neighbours; only a flat picture, or none, is broken.
+
+    Args:
+        reference: Pictures [n, 3, h, w] in [0, 1].
+        candidate: Pictures, same shape.
+        metrics: Of images.
+    """
+    detail = torch.linspace(0, 1, reference[0].numel()).view_as(reference[0])
+    theirs = [diagnosis.broken(detail, one) for one in reference]
+    alike = candidate.shape == reference.shape
+    mine = (
+        [diagnosis.broken(detail, one) for one in candidate]
+        if alike
+        else [_misshapen(reference, candidate)] * len(theirs)
+    )
+    return _all_measured(reference, candidate, metrics, mine, theirs)
+
+
+def _misshapen(reference: Tensor, candidate: Tensor) -> str:
+    return f"shape {list(candidate.shape)} where {list(reference.shape)} is expected"
+
+
+def _all_measured(
+    reference: Tensor,
+    candidate: Tensor,
+    metrics: Sequence[Metric],
+    of_candidate: Sequence[str | None],
+    of_reference: Sequence[str | None] | None = None,
+) -> tuple[Measurement, ...]:
+    """The candidate to the reference by every metric; NaN where a text says why it cannot be."""
+    theirs = of_reference or [None] * len(reference)
+    problems = [
+        (first and f"reference has {first}") or (second and f"candidate has {second}")
+        for first, second in zip(theirs, of_candidate, strict=True)
+    ]
+    usable, found = [index for index, text in enumerate(problems) if text is None], []
+    for metric in metrics:
         values = [math.nan] * len(reference)
-        usable = [index for index, text in enumerate(problems) if text is None]
         if usable:
-            measured = module.measure(reference[usable], candidate[usable].to(reference.device))
+            first, second = reference[usable], candidate[usable].to(reference.device)
+            measured = registry.get(metric.name).measure(first, second, net=metric.net)
             for index, value in zip(usable, measured.tolist(), strict=True):
                 values[index] = value
         found.append(_record(metric, "candidate", "reference", values, problems))
     return tuple(found)
+
+
+def takes(metric: Metric) -> registry.Takes:
+    """What a metric is measured of."""
+    return registry.takes(metric.name)
 
 
 def tensor_metrics() -> tuple[str, ...]:

@@ -76,8 +76,15 @@ def read_settings(folder: Path) -> Settings:
     )
 
 
-def generate(prompts: Sequence[str], networks: Networks, settings: Settings, way: Way) -> Generated:
-    """One picture per prompt.
+def generate(
+    prompts: Sequence[str],
+    networks: Networks,
+    settings: Settings,
+    way: Way,
+    *,
+    watch: Callable[[np.ndarray], None] = lambda sample: None,
+) -> Generated:
+    """One picture per prompt; `watch` is shown the latents before each step and at the end, in the UNet's scale.
 
     Raises:
         UserError: no prompt, a setting out of range, networks and settings that do not belong together, or latents that
@@ -87,16 +94,17 @@ def generate(prompts: Sequence[str], networks: Networks, settings: Settings, way
     encoded = settings.tokenizer.encode([*prompts, ""])
     states = _in_parts(networks.text_encoder, networks.most, encoded.ids)
     with_text, without = states[:-1], np.repeat(states[-1:], len(prompts), axis=0)
-    predict = _prediction(networks, with_text, without, way)
+    predict = _prediction(networks, with_text, without, way, watch)
     start = latents.noise(networks.latent_shape, [way.seed + i for i in range(len(prompts))])
     found = SOLVERS[way.solver](predict, start, settings.schedule, way.steps)
+    watch(found)
     found = np.asarray(settings.scale.restored(found), dtype=np.float32)
     images = require_finite(_in_parts(networks.decoder, networks.most, found), "decoder")
     return Generated(images=images, latents=found, notes=_notes(prompts, encoded.cut[:-1], settings.tokenizer))
 
 
 def _prediction(
-    networks: Networks, with_text: np.ndarray, without: np.ndarray, way: Way
+    networks: Networks, with_text: np.ndarray, without: np.ndarray, way: Way, watch: Callable[[np.ndarray], None]
 ) -> Callable[[np.ndarray, int], np.ndarray]:
     """The UNet with guidance, as a solver calls it."""
 
@@ -107,6 +115,7 @@ def _prediction(
 
     def predict(sample: np.ndarray, step: int) -> np.ndarray:
         sample = sample.astype(np.float32, copy=False)
+        watch(sample)
         if way.guidance == 1.0:
             return unet(sample, step, with_text)
         both = unet(np.concatenate([sample, sample]), step, np.concatenate([with_text, without]))

@@ -33,7 +33,7 @@ sampling: {seed: 7}
 gates:
   - {metric: lpips, max: 0.02}
   - {metric: psnr, statistic: worst, min: 40}
-  - {metric: sqnr, min: 40}
+  - {metric: latent_sqnr, min: 40}
 """
 
 

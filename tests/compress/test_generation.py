@@ -17,11 +17,13 @@ from PIL import Image
 
 pytest.importorskip("tokenizers", reason="prompts go through Hugging Face's tokenizers")
 
-from compress import registry
+from compress import drawn, registry
 from compress.cli import main
-from compress.components import build, save_variant
+from compress.components import build, load_variant, save_variant
 from compress.files import read_json, write_json
 from compress.records import Achieved, StageRecord
+from compress.written import Data, Drawn, Pictures
+from eval.compare import Metric
 
 PACKAGES = {
     "onnx": "onnxruntime",
@@ -220,3 +222,14 @@ def test_presets_with_settings_are_models():
     assert (PRESETS / "md-tiny" / "scheduler.json").is_file()
     found = PRESETS / "md-tiny" / "sampling.json"
     assert set(json.loads(found.read_text())) <= set(Usual.__dataclass_fields__)
+
+
+def test_a_file_draws_for_gates_what_its_variant_draws(model, exported):
+    captions = Pictures.model_construct(source="captions", count=1, size=32)  # what the files were exported for
+    how = Drawn(count=1, solver="ddim", steps=2, guidance=2.0)
+    data = Data.model_construct(calibration=captions, evaluation=captions, drawn=how)
+    folders = {leaf: model / leaf for leaf in ("text_encoder", "decoder")}
+    sheet = drawn.draw_teacher("unet", load_variant(model / "unet").module, folders, model, data, 0)
+    run = registry.load("export.onnx").load(exported / "unet.onnx", threads=1)
+    (psnr,) = drawn.measure(sheet, run, 1, (Metric(name="psnr"),))
+    assert psnr.values[0] > 60

@@ -27,7 +27,8 @@ _LIMITS = ("min", "max", "max_drop", "max_rise", "max_ratio")
         (
             "{metric: psrn, min: 3}",
             "8:6: gates.0.metric: no metric 'psrn'; did you mean 'psnr'? "
-            "(known: clip_rate, colour_shift, cosine, grid, latency, lpips, ms_ssim, peak_memory, psnr, size, sqnr, ssim)",
+            "(known: clip_rate, colour_shift, cosine, grid, latency, latent_sqnr, lpips, ms_ssim, peak_memory, psnr, size, "
+            "sqnr, ssim)",
         ),
         (
             "{metric: psnr, max_rise: 1}",
