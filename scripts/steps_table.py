@@ -92,7 +92,9 @@ def main() -> None:
     shown, teacher = [], None
     print(written(COLUMNS), written(dict.fromkeys(COLUMNS, "---")), sep="\n")
     for line in lines(given):
-        model = open_model(given.model, {"unet": line.unet, "decoder": given.decoder}, pixels=given.size, threads=threads())
+        model = open_model(
+            given.model, {"unet": line.unet, "decoder": given.decoder}, pixels=given.size, threads=threads()
+        )
         images, seconds = draw_all(asked.prompts, model, line.way)
         teacher = images if teacher is None else teacher
         rows.append(row(line, images, seconds, teacher, asked))
