@@ -28,7 +28,15 @@ PARTS = ("text_encoder", "unet", "decoder")
 AT_ONCE = 8  # prompts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Drawing:
+    """What a candidate drew, and how it compares."""
+
+    images: torch.Tensor  # [n, 3, size, size] in [0, 1], as the sheet's
+    measurements: tuple[compare.Measurement, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sheet:
     """What a teacher drew, and all that a candidate needs to draw the same."""
 
@@ -110,10 +118,8 @@ def draw_teacher(
     return replace(sheet, images=images, latents=latents)
 
 
-def measure(
-    sheet: Sheet, run: Callable[..., torch.Tensor], batch: int, metrics: Sequence[compare.Metric]
-) -> tuple[compare.Measurement, ...]:
-    """The candidate's pictures against the teacher's.
+def measure(sheet: Sheet, run: Callable[..., torch.Tensor], batch: int, metrics: Sequence[compare.Metric]) -> Drawing:
+    """The candidate's pictures, and how they compare with the teacher's.
 
     Args:
         sheet: The teacher's.
@@ -128,7 +134,9 @@ def measure(
         compare.compare_drawn(theirs, mine, [m for m in metrics if m not in of_latents])
         for theirs, mine in zip(sheet.images.split(2), images.split(2), strict=True)
     )
-    return (*found, *(compare.compare_tensors(sheet.latents, latents, of_latents) if of_latents else ()))
+    if of_latents:
+        found += compare.compare_tensors(sheet.latents, latents, of_latents)
+    return Drawing(images=images, measurements=found)
 
 
 def draw(

@@ -88,6 +88,7 @@ class StageSummary:
     cost: Cost
     measurements: tuple[compare.Measurement, ...]
     latency: latency.LatencyRatio | None
+    drawn: torch.Tensor | None = None  # pictures of the last stage's variant, where pictures are drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +174,8 @@ def complete(
     return (*ours, *(replace(m, of="reference") for m in teacher), *to_teacher, *as_tensors)
 
 
-def drawn_by(basis: Basis, run: Run, batch: int, wanted: Sequence[gates.GateSpec]) -> tuple[compare.Measurement, ...]:
-    """What the model draws with a candidate, against what it draws with the teacher; nothing where it draws nothing.
+def drawn_by(basis: Basis, run: Run, batch: int, wanted: Sequence[gates.GateSpec]) -> drawn.Drawing:
+    """What the model draws with a candidate, against what it draws with the teacher; nothing where none is asked.
 
     Args:
         basis: What the teacher drew.
@@ -183,7 +184,7 @@ def drawn_by(basis: Basis, run: Run, batch: int, wanted: Sequence[gates.GateSpec
         wanted: The gates.
     """
     if basis.sheet is None:
-        return ()
+        return drawn.Drawing(images=torch.empty(0), measurements=())
     asked = (*PICTURES, *gates.metrics_of(wanted), *gates.metrics_of(wanted, takes="latents"))
     return drawn.measure(basis.sheet, run, batch, tuple(dict.fromkeys(asked)))
 

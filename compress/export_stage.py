@@ -126,7 +126,8 @@ def judge_file(
     run = exporter.load(path, threads=threads)
     made = outputs(run, basis.inputs, 1)
     specs, example = evaluation.specs(plan.recipe.gates), take(basis.inputs, 0, 1)
-    measurements = evaluation.complete(basis, made, specs, of_teacher) + evaluation.drawn_by(basis, run, 1, specs)
+    measurements = evaluation.complete(basis, made, specs, of_teacher)
+    measurements += evaluation.drawn_by(basis, run, 1, specs).measurements
     taken, apart = None, unmeasured(plan, exporter, name)
     if measures_latency(exporter):
         candidate, theirs = timed(exporter, path, threads), timed(exporter, reference, threads)

@@ -169,7 +169,8 @@ def _summary(
         made = outputs(module, basis.inputs)
         teacher = before[0].measurements if before else measurements
         measurements = evaluation.complete(basis, made, specs, teacher, measurements)
-        measurements += evaluation.drawn_by(basis, module, drawn.AT_ONCE, specs)
+        drawing = evaluation.drawn_by(basis, module, drawn.AT_ONCE, specs)
+        measurements += drawing.measurements
     taken = None
     if before:
         seconds = STAGE_LATENCY_SECONDS if not last or job.plan.recipe.export else evaluation.JUDGED_LATENCY_SECONDS
@@ -182,6 +183,7 @@ def _summary(
         cost=cost.measure(module, example),
         measurements=measurements,
         latency=taken,
+        drawn=drawing.images if last and basis.sheet is not None else None,
     )
 
 

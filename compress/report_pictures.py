@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from compress.evaluation import Basis
+from compress.evaluation import Basis, Measured
 from eval import metrics
 from eval.compare import Measurement
 from eval.report import records
@@ -58,6 +58,24 @@ def strip(basis: Basis, measurements: Sequence[Measurement], decode: Decode) -> 
             drop=drops[i] if math.isfinite(drops[i]) else None,
         )
         for i in order
+    )
+
+
+def drawn(measured: Measured) -> tuple[records.Thumbnail, ...]:
+    """What the model draws: the reference's picture beside the variant's, the least alike first."""
+    sheet, mine = measured.basis.sheet, measured.final.drawn
+    if sheet is None or mine is None:
+        return ()
+    found = next(m for m in measured.final.measurements if (m.metric, m.against) == ("psnr", "reference"))
+    order = sorted(range(len(mine)), key=lambda i: -math.inf if math.isnan(found.values[i]) else found.values[i])
+    return tuple(
+        records.Thumbnail(
+            name=sheet.prompts[i],
+            pixels=np.concatenate([reduced(pixels(one[i])) for one in (sheet.images, mine)], axis=1),
+            value=None if math.isnan(found.values[i]) else found.values[i],
+            drop=None,
+        )
+        for i in order[:STRIP_MOST]
     )
 
 

@@ -76,6 +76,7 @@ def write_report(
         ),
         pictures=report_pictures.in_full(measured.basis, measurements, decode),
         strip=strip,
+        drawn=report_pictures.drawn(measured),
         strip_left_out=len(measured.basis.names) - len(strip) if strip else 0,
         trade_off=rivals.trade_off(plan, measured, exported, zoo),
         layers=layer_rows.layer_rows(variant.module, *costs),

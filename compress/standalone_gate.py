@@ -193,7 +193,7 @@ def _take_variant(folder: Path, case: Case) -> Taken:
         subject="variant",
         path=folder,
         outputs=pictures,
-        measurements=evaluation.complete(case.basis, pictures, case.specs, case.of_teacher) + by_variant,
+        measurements=evaluation.complete(case.basis, pictures, case.specs, case.of_teacher) + by_variant.measurements,
         latency=taken,
         sizes=gates.Sizes(
             candidate_bytes=cost.measure(variant.module, case.example).weight_bytes,
@@ -225,7 +225,7 @@ def _take_file(path: Path, case: Case) -> Taken:
         subject=name,
         path=path,
         outputs=pictures,
-        measurements=evaluation.complete(case.basis, pictures, case.specs, case.of_teacher) + by_file,
+        measurements=evaluation.complete(case.basis, pictures, case.specs, case.of_teacher) + by_file.measurements,
         latency=taken,
         sizes=gates.Sizes(candidate_bytes=size_of(path), reference_bytes=size_of(reference)),
     )

@@ -52,5 +52,10 @@ def tally(found: Sequence[gates.Verdict]) -> str:
 
 
 def _sentence(item: Achieved) -> str:
-    text = f"{item.what}: {item.achieved:g} of {item.requested:g} {item.unit} asked for"
+    text = f"{item.what}: {_plain(item.achieved)} of {_plain(item.requested)} {item.unit} asked for"
     return text if item.met else f"failed: {text}; see the modules that were skipped"
+
+
+def _plain(value: float) -> str:
+    """A count in full with its thousands apart; anything else to four figures."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"

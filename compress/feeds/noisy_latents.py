@@ -82,7 +82,8 @@ def digests(source: Source) -> dict[str, str]:
         wanted = source.data.calibration if split == "calibration" else source.data.evaluation
         drawn = [wanted.count, wanted.size, source.seed]
         found[name] = key_of({"pictures": pictures, "captions": texts, "beside": beside, "drawn": drawn})
-    return found
+    pairs = _pairs.digest(source)
+    return found if pairs is None else found | {"pairs": pairs}
 
 
 def notes(source: Source) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ def render(report: Report) -> str:
         latency_words=_latency_words(report.latency),
         image_chart=_image_chart(report.per_image),
         strip=[_thumbnail(one) for one in report.strip],
+        drawn=[_thumbnail(one) for one in report.drawn],
         script=script,
         script_digest=digest_of(f"\n{script}"),
     )

@@ -46,6 +46,7 @@ class VerdictRow:
     exact: bool = False
     low: float | None = None  # ends of the interval around `value`
     high: float | None = None
+    undecided: bool = False  # the limit lies inside the interval; `passed` is then the gate's own policy
 
     def __post_init__(self) -> None:
         """Refuse a pass without a value.
@@ -169,7 +170,7 @@ class Thumbnail:
 
     name: str
     pixels: np.ndarray  # uint8 [height, width, 3]
-    value: float | None  # in `unit`, to ground truth; None: not a number
+    value: float | None  # in `unit`, to ground truth (what is drawn: to the reference's); None: not a number
     drop: float | None  # reference - variant, in `unit`
     unit: str = "dB"
 
@@ -280,6 +281,7 @@ class Report:
     per_image: PerImage | None = None
     strip: tuple[Thumbnail, ...] = ()
     strip_left_out: int = 0  # photographs that the strip has no room for
+    drawn: tuple[Thumbnail, ...] = ()  # what its model draws: the reference's picture left, the variant's right
     trade_off: TradeOff | None = None
     layers: tuple[LayerRow, ...] = ()
     layers_removed: tuple[str, ...] = ()  # layers with weights that only the reference has

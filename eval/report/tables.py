@@ -34,6 +34,7 @@ class GateLine:
     """One verdict as it is read."""
 
     passed: bool
+    state: str  # "passed", "failed", "undecided"
     gate: str  # "PSNR drop"
     scope: str  # "mean, candidate against ground truth"
     subject: str
@@ -150,10 +151,17 @@ def _quality(rows: Sequence[StageRow], lpips: str) -> list[tuple[str, tuple[Cell
     ]
 
 
+def _state(row: VerdictRow) -> str:
+    if row.undecided:
+        return "passed, undecided" if row.passed else "undecided"
+    return "passed" if row.passed else "failed"
+
+
 def _gate_line(row: VerdictRow) -> GateLine:
     sign = _KINDS.get(row.kind, ("", ""))[1]
     return GateLine(
         passed=row.passed,
+        state=_state(row),
         gate=gate_name(row),
         scope=_scope(row),
         subject=row.subject,

@@ -1,6 +1,7 @@
 """Pictures that a UNet or a text encoder draws in its model, as gates see them."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +25,7 @@ from eval.compare import Metric, compare_drawn
 
 HOW = {"count": 2, "solver": "ddim", "steps": 3, "guidance": 2.0}
 SIDE = {"source": "captions", "count": 2, "size": 64}
+SIDES = {"calibration": SIDE, "evaluation": SIDE}
 W8 = {"method": "quantize.rtn", "bits": 8}
 WANTED = (Metric(name="psnr"), Metric(name="latent_sqnr"))
 
@@ -42,7 +44,7 @@ def sheet(family: Path) -> drawn.Sheet:
 
 
 def drawn_by_teacher(family: Path, part: str, **how: Any) -> drawn.Sheet:
-    data = Data.model_validate({"calibration": SIDE, "evaluation": SIDE, "drawn": how})
+    data = Data.model_validate(SIDES | {"drawn": how})
     folders = {leaf: family / leaf for leaf in drawn.PARTS if leaf != part}
     return drawn.draw_teacher(part, load_variant(family / part).module, folders, family, data, 5)
 
@@ -50,7 +52,7 @@ def drawn_by_teacher(family: Path, part: str, **how: Any) -> drawn.Sheet:
 def recipe(folder: Path, leaf: str, gates: list[Any], how: dict[str, Any] | None) -> Path:
     """A recipe file; JSON is YAML."""
     path = folder / f"{leaf}.yaml"
-    data = {"calibration": SIDE, "evaluation": SIDE} | ({} if how is None else {"drawn": how})
+    data = SIDES | ({} if how is None else {"drawn": how})
     whole = {"schema": 1, "name": f"{leaf}/drawn", "component": f"tiny/{leaf}", "seed": 0, "data": data}
     path.write_text(json.dumps(whole | {"stages": [W8], "gates": gates, "export": []}))
     return path
@@ -70,15 +72,17 @@ def test_the_pictures_are_those_of_the_generator_with_the_same_seeds(sheet: draw
 def test_the_teacher_itself_draws_the_same_and_a_changed_weight_shows(part: str, family: Path) -> None:
     theirs = drawn_by_teacher(family, part, **HOW)
     module = load_variant(family / part).module
-    same = drawn.measure(theirs, module, drawn.AT_ONCE, WANTED)
+    same = drawn.measure(theirs, module, drawn.AT_ONCE, WANTED).measurements
     assert [m.values for m in same] == [(float("inf"),) * 2] * 2
-    one_by_one = drawn.measure(theirs, module, 1, WANTED)  # as files are run: sums of other lengths round otherwise
+    one_by_one = drawn.measure(
+        theirs, module, 1, WANTED
+    ).measurements  # as files are run: sums of other lengths round otherwise
     assert all(value > 100 for m in one_by_one for value in m.values)
     changed = float_twin(module)
     with torch.no_grad():
         for parameter in changed.parameters():
             parameter.mul_(1.05)
-    psnr, sqnr = drawn.measure(theirs, changed, 1, WANTED)
+    psnr, sqnr = drawn.measure(theirs, changed, 1, WANTED).measurements
     assert all(0 < value < 60 for value in (*psnr.values, *sqnr.values))
     assert psnr.against == sqnr.against == "reference"
 
@@ -90,14 +94,14 @@ def test_latents_are_compared_after_every_step(sheet: drawn.Sheet) -> None:
     _, latents = drawn.draw(sheet, "ddim", 3, 2.0, module)
     theirs, mine = sheet.latents.double().numpy(), latents.double().numpy()
     ratios = 10 * np.log10((theirs**2).sum((2, 3, 4)) / ((theirs - mine) ** 2).sum((2, 3, 4)))  # [prompts, steps]
-    (found,) = drawn.measure(sheet, module, 2, (Metric(name="latent_sqnr"),))
+    (found,) = drawn.measure(sheet, module, 2, (Metric(name="latent_sqnr"),)).measurements
     np.testing.assert_allclose(found.values, ratios.min(axis=1), rtol=1e-4)
 
 
 def test_fewer_steps_and_no_guidance_are_compared_with_the_teachers_own(family: Path) -> None:
     few = drawn_by_teacher(family, "unet", count=2, solver="ddim", steps=1, guidance=1.0, teacher_steps=3)
     assert few.latents.shape[1] == 3
-    (psnr,) = drawn.measure(few, few.teacher, 2, (Metric(name="psnr"),))
+    (psnr,) = drawn.measure(few, few.teacher, 2, (Metric(name="psnr"),)).measurements
     assert all(0 < value < 60 for value in psnr.values)
 
 
@@ -127,6 +131,11 @@ def test_gates_on_pictures_judge_a_unet(family: Path, tmp_path: Path, monkeypatc
     assert main(["run", str(path), "--out", str(out), "--checkpoint", str(family)]) == 0
     verdicts = json.loads((out / "verdicts.json").read_text(encoding="utf-8"))
     assert {"psnr", "lpips", "latent_sqnr"} <= {row["metric"] for row in verdicts if row["subject"] == "variant"}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    shown = re.findall(r'class="name">([^<]+)</span><span class="value">([0-9.]+) dB', page)
+    values = [float(value) for _, value in shown]
+    assert {name for name, _ in shown} == set(drawn.texts(Data.model_validate(SIDES | {"drawn": HOW})))
+    assert values == sorted(values)
     strict = tmp_path / "gates.yaml"
     asked = {"evaluation": SIDE, "drawn": HOW, "gates": [{"metric": "psnr", "min": 90.0}]}
     strict.write_text(json.dumps({"schema": 1, "component": "tiny/unet"} | asked))

@@ -231,5 +231,5 @@ def test_a_file_draws_for_gates_what_its_variant_draws(model, exported):
     folders = {leaf: model / leaf for leaf in ("text_encoder", "decoder")}
     sheet = drawn.draw_teacher("unet", load_variant(model / "unet").module, folders, model, data, 0)
     run = registry.load("export.onnx").load(exported / "unet.onnx", threads=1)
-    (psnr,) = drawn.measure(sheet, run, 1, (Metric(name="psnr"),))
+    (psnr,) = drawn.measure(sheet, run, 1, (Metric(name="psnr"),)).measurements
     assert psnr.values[0] > 60

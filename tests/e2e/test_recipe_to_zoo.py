@@ -145,9 +145,7 @@ def test_the_zoo_verifies_until_a_file_is_tampered_with(passed: Path, capsys: py
 
 def test_running_again_does_nothing(place: Place, passed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(passed)
-    started = time.monotonic()
     assert main(place.arguments(place.root / "passes.yaml", passed)) == 0
-    assert time.monotonic() - started < 10
     assert "nothing was left to do" in capsys.readouterr().out
     assert contents(passed) == before
 

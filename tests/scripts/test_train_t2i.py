@@ -15,6 +15,7 @@ pytest.importorskip("tokenizers", reason="prompts go through Hugging Face's toke
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import score_t2i  # noqa: E402
+import steps_table  # noqa: E402
 import train_t2i  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
@@ -84,6 +85,16 @@ def test_resumed_training_ends_with_the_same_bytes(monkeypatch, spec, pictures, 
     assert scored["among_10_nearest"] == 1.0  # of 6 pictures
     assert len(scored["each"]) == 5
     assert all(0 <= row["place"] < 6 for row in scored["each"])
+
+    table = tmp_path / "steps.json"
+    argv = ["steps_table.py", tmp_path / "whole", "--pictures", pictures, "--size", 32, "--prompts", 3, "--json", table]
+    student = f"the same, called a student={tmp_path / 'whole' / 'unet'}:2"
+    monkeypatch.setattr(sys, "argv", [*map(str, argv), "--steps", "1", "2", "--students", student, "--guidance", "1"])
+    steps_table.main()
+    rows = json.loads(table.read_text())
+    assert [(row["steps"], row["calls"]) for row in rows] == [(2, 2), (1, 1), (2, 2), (1, 1), (2, 2)]
+    assert rows[0]["lpips"] == rows[4]["lpips"] == 0.0  # the teacher's own way, and its weights under another name
+    assert rows[1]["lpips"] > 0
 
 
 def test_training_starts_from_the_weights_and_settings_of_another(monkeypatch, spec, pictures, tmp_path):

@@ -274,6 +274,17 @@ def test_verdict_shows_room_interval_and_limit() -> None:
     assert "latency ratio mean, against reference variant 0.562 0.541 to 0.588 ≤ 0.500 \u22120.062" in text
 
 
+def test_an_undecided_gate_is_called_that_whichever_way_it_counts() -> None:
+    rows = (verdict(passed=False, undecided=True), verdict(undecided=True), verdict())
+    page = render(empty_report(verdicts=rows, passed=False))
+    states = re.findall(r'<span class="mark"><span aria-hidden="true">(.)</span> ([a-z, ]+)</span>', page)
+    assert states == [
+        ("✗", "undecided"),
+        ("✓", "passed, undecided"),
+        ("✓", "passed"),
+    ]
+
+
 def test_images_are_lossless_and_the_difference_is_eight_fold_around_grey() -> None:
     report = full_report()
     addresses = [attrs["src"] for tag, attrs in parsed(render(report)).tags if tag == "img"]
