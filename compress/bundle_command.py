@@ -1,6 +1,5 @@
 """`mdcompress zoo bundle`: a whole text-to-image model into the zoo, judged end to end."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -32,8 +31,6 @@ def zoo_bundle(
     solver: Literal["dpm_solver", "ddim"] | None = None,
     seed: int | None = None,
     pixels: int | None = None,
-    reference_steps: int | None = None,
-    reference_guidance: float | None = None,
     seconds: bool = True,
     replace: Replace = False,
     as_json: Json = False,
@@ -60,13 +57,13 @@ def zoo_bundle(
     format
         Of all three: onnx, ort, litert, openvino, executorch or torch; the first that all parts have where left out.
     reference
-        The float model to compare with, a preset or a folder of variants; --model where left out.
+        The float model to compare with, a preset or a folder of variants; else the model itself.
     gates
         A gates file for bundles (docs/zoo.md), e.g. another bundle's recipe.yaml; without one LPIPS, PSNR and size.
     prompts
         A text file with one prompt a line, or 'defaults'.
     steps
-        Calls of the UNet; kept in the entry as its usual way to draw, like the four that follow.
+        Calls of the UNet; the entry keeps them, with guidance, solver and pixels, as its usual way to draw.
     guidance
         How strongly the words count; 1 is not at all beyond the UNet's own.
     solver
@@ -75,10 +72,6 @@ def zoo_bundle(
         Of the first prompt; each further one has the next.
     pixels
         Height and width.
-    reference_steps
-        Steps of the reference alone, for a UNet whose steps were distilled.
-    reference_guidance
-        Guidance of the reference alone.
     seconds
         Whether the card says how long a picture takes here; without, the same parts give the same bytes.
     replace
@@ -86,28 +79,22 @@ def zoo_bundle(
     as_json
         Print the verdicts as JSON.
     """
-    from compress import drawing, zoo_bundle
+    from compress import drawing, generation, zoo_bundle
+    from compress.bundle_contest import Asked
     from eval import gates as records
 
     demands = _demands(gates, prompts)
     given: dict[Leaf, str | None] = {"text_encoder": text_encoder, "unet": unet, "decoder": decoder}
-    asked = zoo_bundle.Asked(
-        name=name,
+    asked = Asked(
         model=model,
         given=given,
         reference=reference,
         flags={"steps": steps, "guidance": guidance, "solver": solver, "seed": seed, "pixels": pixels},
-        reference_flags={
-            key: value
-            for key, value in (("steps", reference_steps), ("guidance", reference_guidance))
-            if value is not None
-        },
         format=format,
-        threads=max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)),
-        seconds=seconds,
+        threads=generation.threads_here(),
     )
     with drawing.Drawer(drawing.console(stderr=True)) as drawer:
-        done = zoo_bundle.bundle(asked, zoo, demands, drawer, replace=replace)
+        done = zoo_bundle.bundle(name, asked, zoo, demands, drawer, seconds=seconds, replace=replace)
     if as_json:
         drawing.print_json([records.to_json(verdict) for verdict in done.judged.verdicts])
     else:

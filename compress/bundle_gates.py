@@ -3,6 +3,7 @@
     schema: 1
     reference: md-tiny                      # the float model: a preset or a folder (may be left out)
     sampling: {steps: 20, guidance: 3.0, solver: dpm_solver, seed: 0, pixels: 128}      # each may be left out
+    reference_sampling: {steps: 20}         # where the reference draws otherwise: steps, guidance, solver
     prompts: [red apple, cat face]          # may be left out
     gates:
       - {metric: lpips, max: 0.15}
@@ -41,17 +42,27 @@ DEFAULT_PROMPTS = (
 )  # fmt: skip
 
 
-class Sampling(Schema):
-    """How prompts are drawn; what is left out is the model's own."""
+class Drawing(Schema):
+    """How the reference draws; what is left out is as the bundle does."""
 
-    pixels: int | None = Field(None, ge=8)
     steps: int | None = Field(None, ge=1)
     guidance: float | None = Field(None, ge=0)
     solver: Literal["dpm_solver", "ddim"] | None = None
+
+    def said(self) -> dict[str, Any]:
+        """What was not left out."""
+        return self.model_dump(exclude_none=True)
+
+
+class Sampling(Drawing):
+    """How prompts are drawn; what is left out is the model's own."""
+
+    pixels: int | None = Field(None, ge=8)
     seed: int | None = Field(None, ge=0)
 
 
 AS_THE_MODEL = Sampling.model_validate({})
+AS_THE_BUNDLE = Drawing.model_validate({})
 
 
 class WholeBundle(Schema):
@@ -60,6 +71,7 @@ class WholeBundle(Schema):
     version: Literal[1] = Field(alias="schema", description="of bundles' gates files; this is version 1")
     reference: Word | None = None
     sampling: Sampling = AS_THE_MODEL
+    reference_sampling: Drawing = AS_THE_BUNDLE
     prompts: list[str] | None = Field(None, min_length=1)
     gates: list[Any] = Field(min_length=1, description="what must be passed")
 
@@ -71,6 +83,7 @@ class BundleDemands:
     gates: tuple[Gate, ...]
     prompts: tuple[str, ...] = DEFAULT_PROMPTS
     sampling: Sampling = AS_THE_MODEL
+    reference_sampling: Drawing = AS_THE_BUNDLE
     reference: str | None = None
 
 
@@ -109,6 +122,7 @@ def read_bundle_demands(path: Path, *, baseline: bool = False) -> BundleDemands:
         gates=tuple(gate for gate in gates if gate),
         prompts=DEFAULT_PROMPTS if whole.prompts is None else tuple(whole.prompts),
         sampling=whole.sampling,
+        reference_sampling=whole.reference_sampling,
         reference=whole.reference,
     )
 
@@ -145,20 +159,31 @@ def read_prompts(name: str) -> tuple[str, ...]:
     return found
 
 
-def as_text(demands: BundleDemands, *, reference: str, way: Way, usual: Usual) -> str:
-    """The file that judges again as it was judged; every value is written as JSON, which YAML reads."""
+def as_text(demands: BundleDemands, *, reference: str, ways: tuple[Way, Way], usual: Usual) -> str:
+    """The file that judges again as it was judged; every value is written as JSON, which YAML reads.
+
+    Args:
+        demands: prompts and gates.
+        reference: its name.
+        ways: how the bundle drew, and how the reference did.
+        usual: the first, as sampling.json has it.
+    """
+    way, theirs = ways
     sampling = {"pixels": usual.pixels, "steps": way.steps, "guidance": way.guidance, "solver": way.solver}
     lines = ["schema: 1", f"reference: {_json(reference)}", f"sampling: {_json(sampling | {'seed': way.seed})}"]
+    other = {key: getattr(theirs, key) for key in ("steps", "guidance", "solver")}
+    if any(sampling[key] != value for key, value in other.items()):
+        lines.append(f"reference_sampling: {_json(other)}")
     lines += ["prompts:", *(f"  - {_json(prompt)}" for prompt in demands.prompts), "gates:"]
     lines += [f"  - {_json(_written(gate))}" for gate in demands.gates]
     return "\n".join(lines) + "\n"
 
 
-def sampled(demands: BundleDemands, usual: Usual, flags: Mapping[str, Any]) -> tuple[Way, Usual]:
-    """How to draw: what the command line says, else the file, else the model; and the same as its sampling.json."""
-    model = {name: getattr(usual, name) for name in ("pixels", "steps", "guidance", "solver")} | {"seed": 0}
-    file = demands.sampling.model_dump(exclude_none=True)
-    chosen = model | file | {name: value for name, value in flags.items() if value is not None}
+def sampled(usual: Usual, *said: Mapping[str, Any]) -> tuple[Way, Usual]:
+    """How to draw: the model's own way, but for what is said, the last first; and the same as its sampling.json."""
+    chosen = {name: getattr(usual, name) for name in ("pixels", "steps", "guidance", "solver")} | {"seed": 0}
+    for one in said:
+        chosen |= {name: value for name, value in one.items() if value is not None}
     seed = chosen.pop("seed")
     settled = Usual(**chosen)
     return Way(solver=settled.solver, steps=settled.steps, guidance=settled.guidance, seed=seed), settled

@@ -113,8 +113,16 @@ def require_sound(reference: Drawn) -> None:
         )
 
 
-def measured(reference: Drawn, candidate: Drawn, asked: Sequence[Gate]) -> tuple[compare.Measurement, ...]:
+def measured(
+    reference: Drawn, candidate: Drawn, asked: Sequence[Gate], *, to_truth: bool = False
+) -> tuple[compare.Measurement, ...]:
     """Every metric of every picture, and of the latents, to the reference's.
+
+    Args:
+        reference: What the float model drew.
+        candidate: What is measured.
+        asked: Gates, whose metrics are measured besides the usual ones.
+        to_truth: Once more as if to the ground truth, which the reference's pictures are to a gate on another bundle.
 
     Raises:
         EvalError: a metric or the weights of its net are missing.
@@ -125,7 +133,8 @@ def measured(reference: Drawn, candidate: Drawn, asked: Sequence[Gate]) -> tuple
         compare.compare_drawn(theirs, ours, of_images)
         for theirs, ours in zip(reference.images.split(BATCH), candidate.images.split(BATCH), strict=True)
     )
-    return (*pictures, *compare.compare_tensors(reference.latents, candidate.latents, (LATENT_SQNR,)))
+    found = (*pictures, *compare.compare_tensors(reference.latents, candidate.latents, (LATENT_SQNR,)))
+    return (*found, *(replace(one, against="ground_truth") for one in found)) if to_truth else found
 
 
 def judge(
@@ -143,7 +152,7 @@ def judge(
     Raises:
         EvalError: a metric or the weights of its net are missing.
     """
-    found = measured(reference, candidate, asked)
+    found = measured(reference, candidate, asked, to_truth=baseline is not None)
     verdicts = gates.judge(
         evaluation.specs(asked), found, subject=subject, latency=ratio, sizes=sizes, baseline=baseline
     )

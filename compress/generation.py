@@ -5,6 +5,7 @@ run in their own runtime, and torch is not imported where no part needs it. A mo
 scheduler.json, latents.json, maybe sampling.json, and per part a folder or a file of its name: unet/, unet.onnx.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -106,6 +107,11 @@ def draw(prompt: str, model: Model, way: Way, told: Callable[[int, int], None]) 
             "decoder, the scale in latents.json and the UNet are not of one training, or a file is damaged"
         )
     return made
+
+
+def threads_here() -> int:
+    """How many threads runtimes get: OMP_NUM_THREADS, or all cores."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
 
 
 def drawer(folder: Path, *, threads: int = 1) -> Callable[[str, int], np.ndarray]:
