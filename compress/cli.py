@@ -23,13 +23,14 @@ MODULES = (
     "weights_command",
     "bench_command",
     "zoo_command",
+    "bundle_command",
 )  # a command is a function of one of them
 GROUPS = {
     "models": ("Components: what comes with mdcompress, what each costs, other libraries' folders.", MODELS),
     "weights": ("The backbones of the standard LPIPS nets, pinned by SHA-256.", ("list", "add", "verify")),
     "zoo": (
         "A folder of variants that passed their gates.",
-        ("add", "list", "show", "diff", "verify", "pull", "promote", "gallery"),
+        ("add", "bundle", "list", "show", "diff", "verify", "pull", "promote", "gallery"),
     ),
 }
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -39,6 +39,13 @@ class Quality:
 QUALITIES = (  # the first that was measured is taken
     Quality(metric="psnr", against="ground_truth", words="PSNR to ground truth, dB", short="PSNR", unit="dB"),
     Quality(metric="sqnr", against="reference", words="SQNR to the uncompressed model, dB", short="SQNR", unit="dB"),
+    Quality(
+        metric="psnr_to_reference",
+        against="reference",
+        words="PSNR to the uncompressed model's pictures, dB",
+        short="PSNR to uncompressed",
+        unit="dB",
+    ),
     Quality(metric="cosine", against="reference", words="Cosine to the uncompressed model", short="Cosine", unit=""),
 )
 

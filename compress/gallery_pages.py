@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from compress.comparable import EVALUATED, TIMING, Quality, number, quality_of
 from compress.errors import UserError
-from compress.zoo_index import Card, File
+from compress.zoo_index import Card, CardSample, File
 from eval.report import page, svg, tables
 from eval.report import records as rows
 from eval.report.figures import exact, quantity, scale
@@ -35,7 +35,11 @@ class Shown:
     @property
     def formats(self) -> tuple[str, ...]:
         """What can load its files."""
-        return tuple(sorted({sample.format for sample in self.card.samples}))
+        return self.card.formats
+
+    def is_setting(self, file: str) -> bool:
+        """Whether a file of a bundle is one of the settings beside its three parts."""
+        return self.card.is_bundle and "/" not in file and file.endswith(".json")
 
     @property
     def bytes(self) -> int:
@@ -82,6 +86,7 @@ def entry_page(one: Shown, title: str) -> str:
         facts=[(key, _fact(value)) for key, value in sorted(one.card.facts.items())],
         files=[_file(one, name, up) for name in sorted(one.files, key=lambda f: (f not in one.card.files, f))],
         recipe=one.recipe,
+        limits=_limits,
     )
 
 
@@ -164,7 +169,7 @@ def _summary(one: Shown, up: str = "") -> dict[str, Any]:
         "quality": None if quality is None else number(facts[quality.mean]),
         "ratio": number(facts.get("latency_ratio")),
         "figures": list(_figures(one, quality)),
-        "downloads": [_file(one, name, up) for name in sorted(one.artifacts)],
+        "downloads": [_file(one, name, up) for name in sorted(one.artifacts, key=lambda f: (one.is_setting(f), f))],
         "text": " ".join((one.name, one.card.component, *one.formats, one.card.licence)).lower(),
     }
 
@@ -176,7 +181,10 @@ def _figures(one: Shown, quality: Quality | None) -> Iterable[tuple[str, str, st
         teacher = number(facts.get(f"{quality.mean}_of_teacher"))
         sub = "" if teacher is None else f"uncompressed {quantity(teacher, quality.unit)}"
         yield quality.short, quantity(number(facts[quality.mean]), quality.unit), sub
-    yield "Size", quantity(one.bytes, "bytes"), f"one of {len(one.artifacts)} files" if len(one.artifacts) > 1 else ""
+    yield "Size", quantity(one.bytes, "bytes"), _size_of_what(one)
+    seconds = number(facts.get("seconds_per_picture"))
+    if seconds is not None:
+        yield "Seconds a picture", written(seconds, 3), str(facts.get("seconds_host", ""))
     ratio = number(facts.get("latency_ratio"))
     if ratio is not None:
         yield "Latency ratio", written(ratio, 3), ""
@@ -184,6 +192,22 @@ def _figures(one: Shown, quality: Quality | None) -> Iterable[tuple[str, str, st
         value = number(facts.get(key))
         if value is not None:
             yield unit[0].upper() + unit[1:], quantity(value, unit).removesuffix(f" {unit}"), ""
+
+
+def _size_of_what(one: Shown) -> str:
+    if one.card.is_bundle:
+        return "the three parts together"
+    return f"one of {len(one.artifacts)} files" if len(one.artifacts) > 1 else ""
+
+
+def _limits(sample: CardSample) -> str:
+    """How far a sample run again may be from what is kept."""
+    words = (
+        ("at most {:.4g} apart", sample.max_difference),
+        ("PSNR at least {:.4g} dB", sample.min_psnr_db),
+        ("SQNR at least {:.4g} dB", sample.min_sqnr_db),
+    )
+    return ", ".join(text.format(value) for text, value in words if value is not None)
 
 
 def _file(one: Shown, name: str, up: str) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """`mdcompress generate`: a picture from words."""
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -65,7 +64,7 @@ def generate(
 
     _check(prompt, out)
     given: dict[Leaf, str | None] = {"text_encoder": text_encoder, "unet": unet, "decoder": decoder}
-    opened = generation.open_model(model, given, pixels=pixels, threads=_threads())
+    opened = generation.open_model(model, given, pixels=pixels, threads=generation.threads_here())
     usual = opened.usual
     way = Way(
         solver=solver or usual.solver,
@@ -120,10 +119,6 @@ def _save(pixels: "np.ndarray", out: Path) -> None:
 
     rows = (pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
     write_atomically(out, lambda place: Image.fromarray(rows).save(place, format="png"))
-
-
-def _threads() -> int:
-    return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
 
 
 def _say(text: str, *, stderr: bool = False) -> None:

@@ -5,6 +5,7 @@ run in their own runtime, and torch is not imported where no part needs it. A mo
 scheduler.json, latents.json, maybe sampling.json, and per part a folder or a file of its name: unet/, unet.onnx.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -58,8 +59,8 @@ def open_model(name: str, given: Mapping[Leaf, str | None], *, pixels: int | Non
         UserError: something is missing, or the parts do not belong together; says what.
         MissingExtra: a runtime or the tokenizer's package is not installed.
     """
-    folder = _model_folder(name)
-    settings, usual = read_settings(folder), _usual(folder / "sampling.json")
+    folder = model_folder(name)
+    settings, usual = read_settings(folder), usual_of(folder)
     places = {leaf: _place(folder, leaf, given.get(leaf)) for leaf in LEAVES}
     for leaf, place in places.items():
         _refuse_other_settings(folder, leaf, place)
@@ -108,10 +109,42 @@ def draw(prompt: str, model: Model, way: Way, told: Callable[[int, int], None]) 
     return made
 
 
-def _model_folder(name: str) -> Path:
+def threads_here() -> int:
+    """How many threads runtimes get: OMP_NUM_THREADS, or all cores."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+
+
+def drawer(folder: Path, *, threads: int = 1) -> Callable[[str, int], np.ndarray]:
+    """What draws a prompt with a seed [3, h, w] by a model's folder alone, sampled as its sampling.json says.
+
+    Raises:
+        UserError, MissingExtra: as `open_model`; drawing raises as `generate`.
+    """
+    model = open_model(str(folder), {}, pixels=None, threads=threads)
+    usual = model.usual
+
+    def drawn(prompt: str, seed: int) -> np.ndarray:
+        way = Way(solver=usual.solver, steps=usual.steps, guidance=usual.guidance, seed=seed)
+        picture: np.ndarray = generate([prompt], model.networks, model.settings, way).images[0]
+        return picture
+
+    return drawn
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model: a path, or a preset's name.
+
+    Raises:
+        UserError: there is none with a model's settings.
+    """
     for folder in (Path(name), PRESETS / name):
         if (folder / "scheduler.json").is_file():
             return folder
+    if (Path(name) / "card.json").is_file():
+        raise UserError(
+            f"{name}: a zoo entry of one component, not of a whole model; put it into one with --text-encoder, --unet "
+            "or --decoder, or give a bundle (mdcompress zoo bundle)"
+        )
     known = sorted(p.parent.name for p in PRESETS.glob("*/scheduler.json"))
     raise UserError(
         f"{name}: no text-to-image model; give a folder with tokenizer.json, scheduler.json and latents.json, or a "
@@ -119,7 +152,13 @@ def _model_folder(name: str) -> Path:
     )
 
 
-def _usual(path: Path) -> Usual:
+def usual_of(folder: Path) -> Usual:
+    """How the model of a folder is sampled where nobody says.
+
+    Raises:
+        UserError: its sampling.json has keys or values that do not belong there.
+    """
+    path = folder / "sampling.json"
     if not path.is_file():
         return Usual()
     data = read_json(path)
@@ -136,14 +175,15 @@ def _usual(path: Path) -> Usual:
 
 def _place(folder: Path, leaf: Leaf, given: str | None) -> Path:
     """Where a part is: a file of a runtime, or a folder with arch.json."""
-    if given is None:
-        choices = [folder / leaf, *(folder / f"{leaf}{suffix}" for suffix in _run.suffixes())]
-    else:
-        root = Path(given)
-        choices = [root, root / leaf, root / "variant", PRESETS / given]
+    root = folder if given is None else Path(given)
+    choices = [root / leaf, *(root / f"{leaf}{suffix}" for suffix in _run.suffixes())]
+    if given is not None:
+        choices = [root, *choices, root / "variant", PRESETS / given]
     for place in choices:
         if place.is_file() or (place / "arch.json").is_file() or (place.is_dir() and _is_file(place)):
             return place
+        if (place / "scheduler.json").is_file():  # a whole model: its parts have their own names
+            continue
         inside = [p for suffix in _run.suffixes() for p in sorted(place.glob(f"*{suffix}"))]
         if inside:
             return inside[0]

@@ -141,7 +141,13 @@ def candidates(path: Path) -> tuple[Path, ...]:
         UserError: there is nothing that can be judged; or a file of a zoo entry is not the one that it lists.
     """
     if (path / "card.json").exists():
-        files = sorted(read_json(path / "card.json")["files"].items())
+        card = read_json(path / "card.json")
+        if card.get("drawn"):
+            raise UserError(
+                f"{path}: a bundle, a whole model, where one component is judged; give one of its files, or judge the "
+                "whole with: mdcompress zoo bundle NAME --model FOLDER"
+            )
+        files = sorted(card["files"].items())
         return tuple(dict.fromkeys(artifact_with(_listed(path, name, entry), path) for name, entry in files))
     folder = path / "variant" if (path / "variant" / "arch.json").exists() else path
     if not (folder / "arch.json").exists() and not is_artifact(path):

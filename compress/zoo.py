@@ -22,6 +22,7 @@ from compress.zoo_index import (
     WRITTEN,
     Card,
     CardSample,
+    DrawnSample,
     check_name,
     digests,
     listed_entry,
@@ -49,6 +50,17 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A prompt, and the picture that a bundle's files drew of it."""
+
+    prompt: str
+    seed: int
+    format: str  # of all three files: "onnx", "torch"
+    png: bytes
+    min_psnr_db: float  # of the picture drawn again elsewhere
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """Everything that enters the zoo under one name. Facts hold numbers that were measured elsewhere."""
 
@@ -62,6 +74,8 @@ class Entry:
     licence: str = "unknown"  # of the weights that it was made from, as model hubs name it: "apache-2.0"
     tools: Mapping[str, str] = field(default_factory=dict)  # package -> version, of whatever made the files
     preview_png: bytes | None = None
+    drawn: tuple[Picture, ...] = ()  # of a bundle: its samples
+    measurements: Mapping[str, Any] | None = None  # of a bundle: every prompt's numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +119,7 @@ def show(zoo: Path, name: str) -> dict[str, Any]:
         UserError: there is no zoo or no such entry, or the card cannot be read.
     """
     listed_entry(read_index(zoo), name, zoo)
-    return read_card(zoo / name).model_dump()
+    return read_card(zoo / name).record()
 
 
 def _checked_entry(entry: Entry) -> None:
@@ -152,6 +166,10 @@ def _build(folder: Path, entry: Entry) -> None:
         (folder / tensors).write_bytes(save_tensors(content))
         limits = limits_of(sample)._asdict()
         samples.append(CardSample(file=sample.file, format=sample.format, tensors=tensors, **limits))
+    for number, picture in enumerate(entry.drawn):
+        (folder / "samples" / f"{number}.png").write_bytes(picture.png)
+    if entry.measurements is not None:
+        (folder / "samples" / "measurements.json").write_bytes(to_bytes(dict(entry.measurements)))
     if entry.preview_png:
         (folder / "samples" / "preview.png").write_bytes(entry.preview_png)
     card = Card(
@@ -165,8 +183,19 @@ def _build(folder: Path, entry: Entry) -> None:
         facts=dict(entry.facts),
         verdicts=[dict(v) for v in entry.verdicts],
         preview="samples/preview.png" if entry.preview_png else None,
+        drawn=tuple(_drawn_sample(number, picture) for number, picture in enumerate(entry.drawn)),
     )
     (folder / "recipe.yaml").write_bytes(entry.recipe.encode())
     (folder / "verdicts.json").write_bytes(to_bytes(card.verdicts))
-    (folder / "card.json").write_bytes(to_bytes(card.model_dump()))
-    (folder / "README.md").write_bytes(readme(card.model_dump()).encode())
+    (folder / "card.json").write_bytes(to_bytes(card.record()))
+    (folder / "README.md").write_bytes(readme(card.record()).encode())
+
+
+def _drawn_sample(number: int, picture: Picture) -> DrawnSample:
+    return DrawnSample(
+        prompt=picture.prompt,
+        seed=picture.seed,
+        format=picture.format,
+        picture=f"samples/{number}.png",
+        min_psnr_db=picture.min_psnr_db,
+    )

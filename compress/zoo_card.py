@@ -16,34 +16,54 @@ LIMITS = {
     "max_ratio": "ratio at most",
 }
 PAIRED = ("psnr", "ssim", "lpips")
+MADE = "This page is made from card.json."
 
 
 def readme(card: Mapping[str, Any]) -> str:
     """README.md of an entry."""
+    drawn = card.get("drawn") or []
     lines = [*_front_matter(card), f"# {card['name']}", ""]
-    lines += [f"A variant of `{card['component']}`. This page is made from card.json.", ""]
+    lines += [*_whole_model(card, drawn)] if drawn else [f"A variant of `{card['component']}`. {MADE}", ""]
     if card["preview"]:
-        lines += [
-            f"![sample]({card['preview']})",
-            "",
-            "Left the uncompressed model, right this file in its runtime.",
-            "",
-        ]
+        pairs = "In each pair left the uncompressed model" if drawn else "Left the uncompressed model"
+        ours = "these files in their runtime" if drawn else "this file in its runtime"
+        lines += [f"![sample]({card['preview']})", "", f"{pairs}, right {ours}.", ""]
+    lines += _drawn(drawn)
     lines += _facts(card["facts"])
     lines += ["## Gates", "", *_table(("judged", "gate", "value", "limit", ""), [_gate(v) for v in card["verdicts"]])]
     files = [(name, f["bytes"], f"`{f['sha256']}`") for name, f in sorted(card["files"].items())]
     lines += ["## Files", "", *_table(("file", "bytes", "SHA-256"), files)]
     lines += ["## Made with", "", *_table(("package", "version"), sorted(card["tools"].items()))]
     lines += [f"Licence of the weights: {card['licence']}.", ""]
-    lines += ["How it was made: recipe.yaml. To check it: `mdcompress zoo verify ZOO_DIR`.", ""]
+    how = "How it was judged" if drawn else "How it was made"
+    lines += [f"{how}: recipe.yaml. To check it: `mdcompress zoo verify ZOO_DIR`.", ""]
     return "\n".join(lines)
+
+
+def _whole_model(card: Mapping[str, Any], drawn: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a bundle is, and the command that draws with it."""
+    form, words = drawn[0]["format"], json.dumps(drawn[0]["prompt"], ensure_ascii=False)
+    return [
+        f"A text-to-image model in one folder ({form}): text encoder, UNet and decoder with their settings. {MADE}",
+        "",
+        f"    mdcompress generate {words} --model FOLDER --out picture.png",
+        "",
+    ]
+
+
+def _drawn(drawn: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not drawn:
+        return []
+    rows = [(s["prompt"], s["seed"], f"![picture]({s['picture']})") for s in drawn]
+    return ["## Samples", "", *_table(("prompt", "seed", "drawn by these files"), rows)]
 
 
 def _front_matter(card: Mapping[str, Any]) -> list[str]:
     """YAML; every string is written as JSON, which YAML 1.2 reads as it is."""
-    formats = sorted({sample["format"] for sample in card["samples"]})
+    formats = sorted({sample["format"] for sample in (*card["samples"], *card.get("drawn", ()))})
     tags = ["mdcompress", "latent-diffusion", card["component"].rpartition("/")[2], *formats]
     lines = ["---", f"license: {json.dumps(card['licence'])}", "library_name: mdcompress"]
+    lines += ["pipeline_tag: text-to-image"] if card.get("drawn") else []
     lines += [f"base_model_name: {json.dumps(card['component'])}", "tags:", *(f"  - {json.dumps(tag)}" for tag in tags)]
     scores = [(key, value) for key, value in sorted(card["facts"].items()) if key.endswith("_mean")]
     if scores:

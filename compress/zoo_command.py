@@ -2,11 +2,15 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from compress.errors import UserError
 from compress.given import NOTHING, Given
+
+if TYPE_CHECKING:
+    from compress.zoo_promote import Promotion
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for scripts.")]
 LISTED = ("psnr_mean", "sqnr_mean", "latency_ratio")  # facts in the table of a zoo
@@ -125,9 +129,11 @@ def zoo_verify(zoo: Path, name: str | None = None, *, as_json: Json = False) -> 
     as_json
         Print JSON, for scripts.
     """
-    from compress import drawing, registry, zoo_verify
+    from compress import drawing, generation, registry, zoo_verify
 
-    checks = zoo_verify.verify(zoo, name, runner=lambda form: registry.load(f"export.{form}").load)
+    checks = zoo_verify.verify(
+        zoo, name, runner=lambda form: registry.load(f"export.{form}").load, drawer=generation.drawer
+    )
     if as_json:
         drawing.print_json([asdict(c) for c in checks])
     else:
@@ -185,6 +191,7 @@ def zoo_promote(
     zoo: Path,
     gates: str | None = None,
     given: Given = NOTHING,
+    reference: str | None = None,
     as_json: Json = False,
 ) -> int:
     """Put a variant into the place of the entry of its name, past regression gates against that entry, which is kept.
@@ -201,25 +208,46 @@ def zoo_promote(
         A gates file; by default the candidate's own recipe, with regression gates for every metric it names.
     given
         Photographs, a checkpoint or code of your own in the place of the recipe's.
+    reference
+        Of a bundle: the float model to compare with, where its recipe's is not a preset.
     as_json
         Print the verdicts as JSON.
     """
-    from compress import drawing, zoo_promote
+    from compress import bundle_promote, drawing, zoo_promote
     from compress.gates_file import read_demands
-    from eval import gates as records
 
+    if bundle_promote.is_bundle(candidate):
+        with drawing.Drawer(drawing.console(stderr=True)) as drawer:
+            done = bundle_promote.promote(
+                candidate,
+                zoo,
+                gates_file=None if gates is None else Path(gates),
+                reference=reference,
+                given=given,
+                tell=drawer,
+            )
+        return _promoted(done, zoo, as_json=as_json)
+    if reference is not None:
+        raise UserError("--reference is for bundles; a component's is given with --checkpoint")
     if gates is None:
         recipe = zoo_promote.with_regression(read_demands(str(candidate / "recipe.yaml")).recipe)
     else:
         recipe = read_demands(gates, baseline_given=True).recipe
     with drawing.Drawer(drawing.console(stderr=True)) as drawer:
         done = zoo_promote.promote(candidate, zoo, recipe=recipe, given=given, emit=drawer)
-    verdicts = [verdict for one in done.judged for verdict in one.verdicts]
+    return _promoted(done, zoo, as_json=as_json)
+
+
+def _promoted(done: "Promotion", zoo: Path, *, as_json: bool) -> int:
+    """Show what was judged and what became of it."""
+    from compress import drawing
+    from eval import gates as records
+
     if as_json:
-        drawing.print_json([records.to_json(verdict) for verdict in verdicts])
+        drawing.print_json([records.to_json(verdict) for verdict in done.verdicts])
     else:
         console = drawing.console()
-        drawing.print_verdicts(console, verdicts)
+        drawing.print_verdicts(console, done.verdicts)
         kept = f"; the old one is in {done.archived}" if done.archived else ""
         text = f"{done.name} is in {done.place}{kept}" if done.passed else f"{done.name} of {zoo} is as it was"
         console.print(text, highlight=False, markup=False, soft_wrap=True)

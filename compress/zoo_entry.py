@@ -58,7 +58,7 @@ def write_entry_files(
         pairs = zip(measured.basis.reference[:SAMPLES], first.outputs[:SAMPLES], strict=True)
         rows = [torch.cat(pair, dim=2) for pair in pairs]
         _write_png(root / "samples" / "preview.png", torch.cat(rows, dim=1))
-    licence, tools = components.licence_of(plan.teacher), _tools([item.format for item in exported])
+    licence, tools = components.licence_of(plan.teacher), tools_of([item.format for item in exported])
     described = {"samples": samples, "facts": _facts(plan, measured, first), "licence": licence, "tools": tools}
     write_json(root / "entry.json", {"schema": 1, **described})
 
@@ -139,7 +139,7 @@ def _facts(plan: Plan, measured: Measured, first: Exported) -> dict[str, int | f
     return facts | conditions(measured, first.measurements)
 
 
-def _tools(formats: Sequence[str]) -> dict[str, str]:
+def tools_of(formats: Sequence[str]) -> dict[str, str]:
     """Versions of what made the files: the packages of their formats' extras."""
     packages = {extras.DISTRIBUTION, "torch", *(package for form in formats for package in extras.packages(form))}
     found = {package: extras.version(package) for package in sorted(packages)}

@@ -52,6 +52,26 @@ class CardSample(Schema):
     min_psnr_db: float | None = None
     min_sqnr_db: float | None = None
 
+    @property
+    def decibels(self) -> tuple[float, ...]:
+        """The limits that are ratios."""
+        return tuple(limit for limit in (self.min_psnr_db, self.min_sqnr_db) if limit is not None)
+
+
+class DrawnSample(Schema):
+    """A prompt with the picture that a bundle's files drew of it, and the tolerance for another machine."""
+
+    prompt: str
+    seed: int = Field(ge=0)
+    format: str
+    picture: str  # a PNG of 8 bits
+    min_psnr_db: float
+
+    @property
+    def decibels(self) -> tuple[float, ...]:
+        """The limits that are ratios."""
+        return (self.min_psnr_db,)
+
 
 class Card(Schema):
     """card.json: everything that is known of an entry."""
@@ -66,6 +86,21 @@ class Card(Schema):
     facts: dict[str, int | float | str]
     verdicts: list[dict[str, Any]]
     preview: str | None
+    drawn: tuple[DrawnSample, ...] = ()  # of a bundle, a whole text-to-image model; of a component there are none
+
+    @property
+    def is_bundle(self) -> bool:
+        """Whether the entry is a whole text-to-image model rather than one component."""
+        return bool(self.drawn)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What can load its files."""
+        return tuple(sorted({sample.format for sample in self.samples} | {sample.format for sample in self.drawn}))
+
+    def record(self) -> dict[str, Any]:
+        """What card.json holds; a component's card says nothing of pictures drawn."""
+        return self.model_dump(exclude=set() if self.drawn else {"drawn"})
 
 
 def check_name(name: str, what: str) -> None:

@@ -14,10 +14,10 @@ from compress.errors import UserError
 from compress.given import Given, planned_with
 from compress.recipe import Recipe
 from compress.runs import Emit, Event
-from compress.standalone_gate import Judged
 from compress.written import Gate
 from compress.zoo_entry import entry_from_run
 from compress.zoo_index import read_card
+from eval.gates import Verdict
 
 # How much worse than the entry it replaces a variant may be where no gates file says; in the metric's own unit, or as
 # a ratio. Below what a person sees side by side, above what another host's rounding changes.
@@ -39,7 +39,7 @@ class Promotion:
     """What was judged, and what became of it."""
 
     name: str
-    judged: tuple[Judged, ...]
+    verdicts: tuple[Verdict, ...]
     place: Path | None  # None: a gate failed, and the zoo is as it was
     archived: Path | None  # where the entry that made room is now
 
@@ -72,13 +72,14 @@ def promote(candidate: Path, zoo: Path, *, recipe: Recipe, given: Given, emit: E
         gates = recipe.gates if old else tuple(gate for gate in recipe.gates if gate.against != "baseline")
         case = standalone_gate.prepare(planned_with(replace(recipe, gates=gates), given), emit)
         judged = standalone_gate.judge_path(folder, case, emit, old)
-        if not all(verdict.passed for one in judged for verdict in one.verdicts):
-            return Promotion(name=name, judged=judged, place=None, archived=None)
+        verdicts = tuple(verdict for one in judged for verdict in one.verdicts)
+        if not all(verdict.passed for verdict in verdicts):
+            return Promotion(name=name, verdicts=verdicts, place=None, archived=None)
         with zoo_placing.beside(zoo, name) as fresh:
             zoo_placing.copy_listed(folder, fresh)
             place, archived = zoo_placing.settle(zoo, name, fresh, replace=True, keep_old=True)
         emit(Event(kind="added", name=name, text=str(place)))
-        return Promotion(name=name, judged=judged, place=place, archived=archived)
+        return Promotion(name=name, verdicts=verdicts, place=place, archived=archived)
 
 
 def with_regression(recipe: Recipe) -> Recipe:

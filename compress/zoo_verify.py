@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -12,7 +13,9 @@ from compress.errors import MissingExtra, UserError
 from compress.nn.batches import unnamed
 from compress.zoo_index import (
     INDEX,
+    Card,
     CardSample,
+    DrawnSample,
     File,
     Indexed,
     digest,
@@ -21,11 +24,12 @@ from compress.zoo_index import (
     read_card,
     read_index,
 )
-from compress.zoo_samples import difference, limits_of
+from compress.zoo_samples import Limits, difference, limits_of
 
 TOP_FILES = (INDEX, "index.html", "README.md")
 
 Load = Callable[..., Callable[..., torch.Tensor]]  # load(path, threads=1), as exporters have it
+Draw = Callable[[str, int], np.ndarray]  # a prompt and a seed to a picture [3, h, w] in [0, 1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +43,20 @@ class Check:
     missing: bool = False  # nothing is known: the runtime is not installed, `problem` is the pip command
 
 
-def verify(zoo: Path, name: str | None = None, *, runner: Callable[[str], Load]) -> tuple[Check, ...]:
+def verify(
+    zoo: Path,
+    name: str | None = None,
+    *,
+    runner: Callable[[str], Load],
+    drawer: Callable[[Path], Draw] | None = None,
+) -> tuple[Check, ...]:
     """Check digests, look for files that are not listed, and run the samples again.
 
     Args:
         zoo: the zoo's folder.
         name: one entry, or None for all of them.
         runner: format name -> that exporter's `load`.
+        drawer: a bundle's folder -> what draws by it; None: pictures are not drawn again, which is a failed check.
 
     Raises:
         UserError: there is no zoo or no such entry, or the index cannot be read.
@@ -58,7 +69,7 @@ def verify(zoo: Path, name: str | None = None, *, runner: Callable[[str], Load])
         checks += files
         extra = [file for file in files_below(zoo / entry_name) if file not in listed.files]
         checks += [Check(entry=entry_name, file=f, ok=False, problem=f"is not listed in {INDEX}") for f in extra]
-        checks += _sample_checks(zoo / entry_name, entry_name, {c.file for c in files if c.ok}, runner)
+        checks += _sample_checks(zoo / entry_name, entry_name, {c.file for c in files if c.ok}, runner, drawer)
     return tuple(checks)
 
 
@@ -78,7 +89,13 @@ def _strays(zoo: Path, index: Mapping[str, Indexed]) -> list[Check]:
     return [Check(entry="", file=file, ok=False, problem=problem) for file in files]
 
 
-def _sample_checks(folder: Path, entry: str, intact: set[str], runner: Callable[[str], Load]) -> Iterator[Check]:
+def _sample_checks(
+    folder: Path,
+    entry: str,
+    intact: set[str],
+    runner: Callable[[str], Load],
+    drawer: Callable[[Path], Draw] | None,
+) -> Iterator[Check]:
     if "card.json" not in intact:
         yield Check(entry=entry, file="samples", ok=False, problem="were not run: card.json is not intact")
         return
@@ -97,6 +114,8 @@ def _sample_checks(folder: Path, entry: str, intact: set[str], runner: Callable[
             yield Check(entry=entry, file=sample.tensors, ok=False, missing=True, problem=f"not run: {error}")
         else:
             yield Check(entry=entry, file=sample.tensors, ok=problem == "", problem=problem)
+    if card.is_bundle:
+        yield from _drawn_checks(folder, entry, card, intact, drawer)
 
 
 def _sample_problem(folder: Path, sample: CardSample, runner: Callable[[str], Load]) -> str:
@@ -112,3 +131,45 @@ def _sample_problem(folder: Path, sample: CardSample, runner: Callable[[str], Lo
     expected = tensors["output"]
     misfit = difference(found, expected, limits_of(sample))
     return f"{sample.file} {misfit}" if misfit else ""
+
+
+def _drawn_checks(
+    folder: Path, entry: str, card: Card, intact: set[str], drawer: Callable[[Path], Draw] | None
+) -> Iterator[Check]:
+    """Every kept picture of a bundle, drawn again by all of its files."""
+    damaged = sorted(set(card.files) - intact)
+    draw, missing, refused = None, False, ""
+    if damaged:
+        refused = f"not drawn: {', '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} not intact"
+    elif drawer is None:
+        refused = "not drawn: nothing was given that draws"
+    else:
+        try:
+            draw = drawer(folder)
+        except UserError as error:
+            missing, refused = isinstance(error, MissingExtra), f"not drawn: {error}"
+    for sample in card.drawn:
+        problem = refused
+        if draw is not None:
+            intact_picture = sample.picture in intact
+            problem = _drawn_problem(folder, sample, draw) if intact_picture else "not drawn: it is not intact"
+        yield Check(entry=entry, file=sample.picture, ok=problem == "", problem=problem, missing=missing)
+
+
+def _drawn_problem(folder: Path, sample: DrawnSample, draw: Draw) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(folder / sample.picture) as opened:
+            kept = np.asarray(opened.convert("RGB"))
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        return f"cannot be read: {error}"
+    try:
+        drawn = draw(sample.prompt, sample.seed)
+    except UserError as error:
+        return f"is not drawn again: {error}"
+    rounded = (drawn.clip(0, 1) * 255).round() / 255  # as the kept one was; NaN stays NaN
+    expected = torch.from_numpy(kept.astype(np.float32).transpose(2, 0, 1) / 255)
+    limits = Limits(max_difference=None, min_psnr_db=sample.min_psnr_db, min_sqnr_db=None)
+    misfit = difference(torch.from_numpy(np.ascontiguousarray(rounded, dtype=np.float32)), expected, limits)
+    return f"'{sample.prompt}' with seed {sample.seed} {misfit}" if misfit else ""

@@ -17,6 +17,10 @@ from compress.errors import UserError
 from compress.files import read_json, write_json
 
 
+class NotFinite(UserError):
+    """A network made NaN or Inf."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentScale:
     """Mean and standard deviation of each channel of the encoder's latents."""
@@ -78,12 +82,12 @@ def require_finite(latents: Any, where: str, *, count: int | None = None) -> Any
     """The latents, unless one of them is NaN or infinite; where pictures come twice, `count` of them are told apart.
 
     Raises:
-        UserError: names the pictures; a decoder would show them black.
+        NotFinite: names the pictures; a decoder would show them black.
     """
     sums = latents.reshape(latents.shape[0], -1).sum(1)
     broken = sorted({i % (count or len(sums)) for i, total in enumerate(sums) if not math.isfinite(float(total))})
     if broken:
-        raise UserError(
+        raise NotFinite(
             f"{where}: the latents of picture {', '.join(map(str, broken))} are not finite; the weights or the scale "
             "of the latents do not fit this model (float16 overflow is the usual cause), or guidance is far too strong"
         )

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import families
 import pytest
 import torch
 
@@ -13,6 +14,8 @@ import compress.export
 import compress.prune
 import compress.quantize
 from compress import zoo
+from compress.files import write_json
+from compress.sampling.latents import LatentScale
 
 PASSED = {
     "kind": "min",
@@ -76,6 +79,22 @@ def small_methods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def _is_method(name: str) -> bool:
     return any(name.startswith(f"{package.__name__}.") for package in FILES)
+
+
+@pytest.fixture(scope="session")
+def words_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny text-to-image model of three variants, for 32 pixels; not to be changed."""
+    folder = tmp_path_factory.mktemp("family") / "tiny"
+    families.write(folder, ["red apple", "blue heart"], LatentScale(mean=(0.1,) * 8, std=(0.9,) * 8))
+    write_json(folder / "sampling.json", {"pixels": 32, "steps": 2, "guidance": 2.0, "solver": "ddim"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def words_files(words_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as three ONNX files; not to be changed."""
+    pytest.importorskip("onnxruntime", reason="the files are run")
+    return families.exported(words_model, tmp_path_factory.mktemp("files"), "onnx")
 
 
 @pytest.fixture

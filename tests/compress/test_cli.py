@@ -466,6 +466,7 @@ class TestLookups:
 STAND_INS = ("--images", "--checkpoint", "--module", "--encoder")  # one set of flags: for what a recipe names
 STAND_INS += ("--model", "--text-encoder", "--unet", "--decoder")  # and for the parts that draw a picture
 STAND_INS += ("--component", "--pixels", "--input")  # for the inputs of bare files
+STAND_INS += ("--reference", "--prompts", "--steps", "--guidance", "--solver", "--seed")  # for a bundle's gates file
 STAND_INS += ("--device", "--binary", "--cpus")  # and for this host, of --target android alone
 
 

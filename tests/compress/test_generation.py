@@ -22,7 +22,6 @@ from compress.cli import main
 from compress.components import build, load_variant, save_variant
 from compress.files import read_json, write_json
 from compress.records import Achieved, StageRecord
-from compress.sampling.latents import LatentScale
 from compress.written import Data, Drawn, Pictures
 from eval.compare import Metric
 
@@ -32,39 +31,24 @@ PACKAGES = {
     "openvino": "openvino",
     "executorch": "executorch",
 }
-PARTS = {"text_encoder": families.text_encoder, "unet": tiny.unet, "decoder": tiny.decoder}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+@pytest.fixture
+def model(words_model) -> Path:
     """A model of three variants, for 32 pixels."""
-    folder = tmp_path_factory.mktemp("model")
-    families.write(folder, ["red apple", "blue heart"], LatentScale(mean=(0.1,) * 8, std=(0.9,) * 8))
-    write_json(folder / "sampling.json", {"pixels": 32, "steps": 2, "guidance": 2.0, "solver": "ddim"})
-    return folder
+    return words_model
 
 
-@pytest.fixture(scope="module")
-def exported(model, tmp_path_factory) -> Path:
+@pytest.fixture
+def exported(words_files) -> Path:
     """The same as three ONNX files."""
-    return written(model, tmp_path_factory.mktemp("files"), "onnx")
+    return words_files
 
 
 def written(model: Path, folder: Path, name: str) -> Path:
     """The model as three exported files."""
     pytest.importorskip(PACKAGES[name], reason="the files are run")
-    exporter = registry.load(f"export.{name}")
-    inputs = {
-        "text_encoder": (torch.zeros(1, 5, dtype=torch.int64),),
-        "unet": (torch.zeros(1, 8, 4, 4), torch.zeros(1), torch.zeros(1, 5, 12)),
-        "decoder": (torch.zeros(1, 8, 4, 4),),
-    }
-    for leaf, make in PARTS.items():
-        config = exporter.Config(**({"dynamic": False} if "dynamic" in exporter.Config.model_fields else {}))
-        exporter.export(make().module, inputs[leaf], folder / f"{leaf}{exporter.SUFFIX}", config, metadata={})
-    for name in ("tokenizer.json", "scheduler.json", "latents.json", "sampling.json"):
-        (folder / name).write_bytes((model / name).read_bytes())
-    return folder
+    return families.exported(model, folder, name)
 
 
 def pixels(path: Path) -> np.ndarray:
