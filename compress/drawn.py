@@ -16,10 +16,9 @@ import torch
 from torch import nn
 
 from calibration import prompts
-from calibration.images import PHOTOGRAPHS
 from compress.components import beside, load_variant
 from compress.errors import UserError
-from compress.feeds._captions import has_table
+from compress.feeds._captions import has_captions
 from compress.nn.batches import outputs
 from compress.written import Data, Drawn, Solver
 from eval import compare
@@ -82,8 +81,7 @@ def texts(data: Data) -> tuple[str, ...]:
     """
     assert data.drawn is not None
     source = data.evaluation.source
-    own = source != PHOTOGRAPHS and (has_table(source) or Path(source).expanduser().is_file())
-    chosen = source if own else prompts.CAPTIONS
+    chosen = source if has_captions(source) else prompts.CAPTIONS
     return prompts.load(chosen, split="evaluation", count=data.drawn.count).texts
 
 

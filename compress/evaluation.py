@@ -117,7 +117,7 @@ def feed_of(plan: Plan) -> Feed:
 
 def prepare(plan: Plan, feed: Feed, teacher: nn.Module) -> Basis:
     """Load the evaluation samples, and run the teacher on them."""
-    found, part, data = feed.evaluation(), plan.recipe.component.rpartition("/")[2], plan.recipe.data
+    found, part, data = feed.evaluation(), plan.recipe.component.rpartition("/")[2], plan.source.data
     family, seed = plan.teacher.parent, plan.recipe.seed
     return Basis(
         names=found.names,

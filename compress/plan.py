@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from calibration.prompts import CAPTIONS
 from compress import drawn, feeds, registry
 from compress import recipe as recipes
 from compress.components import beside, check_variant, files_of, find, kind_of, read_arch
@@ -20,9 +21,11 @@ from compress.nn.affine import stored_bytes
 from compress.nn.qmodules import quantizable
 from compress.nn.structure import Kind, example_inputs
 from compress.own_code import Code
-from compress.recipe import Gate, PlannedConfig, Recipe
+from compress.recipe import Data, Gate, PlannedConfig, Recipe
 from compress.records import Arch, Held, Needs, Prediction
 from compress.store import code_digest, key_of
+
+OWN_CAPTIONS = "captions.txt"  # of a family: one a line, of what its model draws
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,21 +136,22 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None, code: Code | No
     others = {} if recipe.data.drawn is None else drawn.companions(recipe.component, teacher, checkpoint)
     for folder in others.values():
         check_variant(folder)
-    if recipe.data.drawn is not None:
-        drawn.texts(recipe.data)
-    source = feeds.Source(arch=arch, folder=teacher, companions=companions, data=recipe.data, seed=recipe.seed)
+    data = _with_own_captions(recipe.data, teacher.parent)
+    if data.drawn is not None:
+        drawn.texts(data)
+    source = feeds.Source(arch=arch, folder=teacher, companions=companions, data=data, seed=recipe.seed)
     feed, pixels = feeds.of(kind), recipe.data.evaluation.size
     digests = feed.digests(source)
     teacher_key = key_of(
         {"teacher": _folder_digest(teacher), "companions": {n: _folder_digest(f) for n, f in companions.items()}}
     )
-    data = {name: digest for name, digest in digests.items() if name != "evaluation"}
+    read = {name: digest for name, digest in digests.items() if name != "evaluation"}
     prediction = Prediction(ends=(arch,))
     stages, parent = [], teacher_key
     for stage in recipe.stages:
         method = registry.load(stage.method)
         prediction = method.predict(prediction, stage.config)
-        parent = _stage_key(stage, method, parent, recipe.seed, data)
+        parent = _stage_key(stage, method, parent, recipe.seed, read)
         stages.append(
             PlannedStage(method=stage.method, config=stage.config, key=parent, forecast=_forecast(prediction, pixels))
         )
@@ -184,6 +188,16 @@ def _companions(recipe: Recipe, arch: Arch, checkpoint: Path | None, code: Code)
             )
     feed.check(arch, archs)
     return found
+
+
+def _with_own_captions(data: Data, family: Path) -> Data:
+    """`captions` as those that the component's model knows, where such a file lies beside it; else built-in ones."""
+    own = family / OWN_CAPTIONS
+    if not own.is_file():
+        return data
+    sides = {"calibration": data.calibration, "evaluation": data.evaluation}
+    asking = {name: side for name, side in sides.items() if side.source == CAPTIONS}
+    return data.model_copy(update={name: side.model_copy(update={"source": str(own)}) for name, side in asking.items()})
 
 
 def _check_gates(recipe: Recipe, kind: Kind) -> None:

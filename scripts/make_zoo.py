@@ -1,10 +1,12 @@
 """Run recipes in every format that can hold what they make, into one zoo.
 
-    python scripts/make_zoo.py --zoo zoo [--work .zoo] [--formats onnx litert] [RECIPE ...]
+    python scripts/make_zoo.py --zoo zoo [--work .zoo] [--formats onnx litert] [--checkpoint FOLDER] [RECIPE ...]
 
 A format that cannot hold a variant, or whose file fails a gate, is left out and named with the reason. Where the zoo is
 there already, the digests of its files and samples are compared with the new ones: 0 where all are the same, 1 where one
-is not (cards and verdicts hold timings, which are taken anew). benchmarks/formats.py prints the table of all formats.
+is not (cards and verdicts hold timings, which are taken anew). Always two threads, because sums that are split otherwise
+round otherwise; another kind of processor may still give other digests. benchmarks/formats.py prints the table of all
+formats.
 """
 
 import argparse
@@ -14,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
+
 from compress import drawing, recipe, registry
 from compress.errors import UserError
 from compress.pipeline import run_plan
@@ -21,15 +25,16 @@ from compress.plan import make_plan
 from compress.store import Store
 from compress.zoo_index import INDEX, read_index
 
+THREADS = 2
 TIMED = ("card.json", "README.md", "verdicts.json")  # hold latencies, which no two runs share
 
 
-def formats_that_hold(base: recipe.Recipe, wanted: list[str]) -> list[str]:
+def formats_that_hold(base: recipe.Recipe, wanted: list[str], checkpoint: Path | None) -> list[str]:
     """Formats whose plan is accepted; the others are named."""
     held = []
     for name in wanted:
         try:
-            make_plan(with_formats(base, [name]))
+            make_plan(with_formats(base, [name]), checkpoint=checkpoint)
             held.append(name)
         except UserError as error:
             left_out(base.name, name, str(error).splitlines()[0])
@@ -50,7 +55,7 @@ def with_formats(base: recipe.Recipe, names: list[str]) -> recipe.Recipe:
     return replace(base, export=tuple(made))
 
 
-def build(base: recipe.Recipe, names: list[str], work: Path, zoo: Path) -> None:
+def build(base: recipe.Recipe, names: list[str], work: Path, zoo: Path, checkpoint: Path | None) -> None:
     """Run until every format that is left passes; a format that fails a gate is left out."""
     left = list(names)
     while left:
@@ -59,7 +64,7 @@ def build(base: recipe.Recipe, names: list[str], work: Path, zoo: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
         with drawing.Drawer(drawing.console(stderr=True)) as drawer:
             done = run_plan(
-                make_plan(chosen),
+                make_plan(chosen, checkpoint=checkpoint),
                 store=Store(work / "store"),
                 out=out,
                 zoo=zoo,
@@ -74,6 +79,7 @@ def build(base: recipe.Recipe, names: list[str], work: Path, zoo: Path) -> None:
         for name, reason in failed.items():
             left_out(base.name, name, reason)
         left = [name for name in left if name not in failed]
+    raise SystemExit(f"{base.name}: no format holds it and passes its gates")
 
 
 def digests(zoo: Path) -> dict[str, str]:
@@ -98,17 +104,20 @@ def compared(before: dict[str, str], after: dict[str, str]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", metavar="RECIPE", default=["decoder/d4_c50_kd_w8a8", "decoder/w8a8"])
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", default=["decoder/d4_c50_kd_w8a8"])
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(".zoo"), help="runs and the stage cache")
     parser.add_argument("--formats", nargs="+", default=[n.removeprefix("export.") for n in registry.names("export")])
+    parser.add_argument("--checkpoint", type=Path)
     arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
     before = digests(arguments.zoo) if (arguments.zoo / INDEX).is_file() else None
     fresh = arguments.work / "zoo"
     shutil.rmtree(fresh, ignore_errors=True)
     for name in arguments.recipes:
         base = recipe.read_recipe(recipe.find(name))
-        build(base, formats_that_hold(base, arguments.formats), arguments.work, fresh)
+        held = formats_that_hold(base, arguments.formats, arguments.checkpoint)
+        build(base, held, arguments.work, fresh, arguments.checkpoint)
     after = digests(fresh)
     if before != after:
         shutil.rmtree(arguments.zoo, ignore_errors=True)

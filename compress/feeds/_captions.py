@@ -22,10 +22,9 @@ OF_PHOTOGRAPHS = {
 
 
 def captions_of(data: Data, split: Split) -> prompts.PromptSet:
-    """All captions of one side: a captioned folder's, or the built-in ones."""
+    """All captions of one side: a captioned folder's, a text file's, or the built-in ones."""
     wanted = data.calibration if split == "calibration" else data.evaluation
-    source = wanted.source if has_table(wanted.source) else prompts.CAPTIONS
-    return prompts.every(source, split)
+    return prompts.every(wanted.source if has_captions(wanted.source) else prompts.CAPTIONS, split)
 
 
 def load_captions(data: Data, split: Split) -> prompts.PromptSet:
@@ -42,6 +41,11 @@ def of_pictures(data: Data, split: Split, names: Sequence[str]) -> tuple[str, ..
         known = {entry.file: entry.name for entry in read_captions(Path(wanted.source).expanduser())}
     others = captions_of(data, split).texts
     return tuple(known.get(name.split("@")[0], others[i % len(others)]) for i, name in enumerate(names))
+
+
+def has_captions(source: str) -> bool:
+    """Whether a source has captions of its own: a captioned folder, or a text file."""
+    return has_table(source) or (source != PHOTOGRAPHS and Path(source).expanduser().is_file())
 
 
 def has_table(source: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +17,7 @@ pytest.importorskip("tokenizers", reason="prompts go through Hugging Face's toke
 from compress import drawn, pipeline
 from compress.cli import main
 from compress.components import load_variant
+from compress.given import Given, planned
 from compress.nn.surgery import float_twin
 from compress.sampling.generator import SOLVERS, Way, generate, read_settings
 from compress.sampling.latents import LatentScale
@@ -179,3 +181,16 @@ def test_a_recipe_that_draws_nothing_has_the_digest_that_it_had(tmp_path: Path) 
     found = read_recipe(recipe(tmp_path, "unet", [{"metric": "sqnr", "min": 20}], None))
     assert set(as_written(found)["data"]) == {"calibration", "evaluation"}
     assert as_written(replace(found))["data"]["evaluation"]["size"] == 64
+
+
+def test_captions_are_the_familys_own_where_it_has_any(family: Path, tmp_path: Path) -> None:
+    path = recipe(tmp_path, "unet", [{"metric": "psnr", "min": 20}], HOW)
+    before = planned(str(path), Given(checkpoint=family))
+    own = [f"thing number {i}" for i in range(12)]
+    copied = tmp_path / "family"
+    shutil.copytree(family, copied)
+    (copied / "captions.txt").write_text("\n".join(own))
+    after = planned(str(path), Given(checkpoint=copied))
+    assert set(drawn.texts(after.source.data)) <= set(own)
+    assert not set(drawn.texts(before.source.data)) & set(own)
+    assert before.calibration_digest != after.calibration_digest and before.digest == after.digest
