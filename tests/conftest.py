@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typecheck  # noqa: F401  before anything of ours, whose types it checks
 from browser import Browser, executable
 from hypothesis import settings
 from PIL import Image
