@@ -13,13 +13,12 @@ from torch import nn
 from calibration.prompts import CAPTIONS
 from compress import drawn, feeds, registry
 from compress import recipe as recipes
-from compress.components import beside, check_variant, files_of, find, kind_of, read_arch
+from compress.components import beside, check_variant, cost_of, files_of, find, kind_of, read_arch
 from compress.errors import UserError
 from compress.files import sha256
-from compress.nn import cost
 from compress.nn.affine import stored_bytes
 from compress.nn.qmodules import quantizable
-from compress.nn.structure import Kind, example_inputs
+from compress.nn.structure import Kind
 from compress.own_code import Code
 from compress.recipe import Data, Gate, PlannedConfig, Recipe
 from compress.records import Arch, Held, Needs, Prediction
@@ -279,10 +278,9 @@ def _stage_key(stage: PlannedConfig, method: Any, parent: str, seed: int, data: 
 def _forecast(prediction: Prediction, pixels: int) -> Forecast:
     costs, stored = [], []
     for arch in prediction.ends:
-        kind = kind_of(arch.kind)
         with torch.device("meta"):
-            module = kind.build(arch.config)
-        measured = cost.measure(module, example_inputs(kind, arch.config, pixels))
+            module = kind_of(arch.kind).build(arch.config)
+        measured = cost_of(arch, pixels)
         costs.append(measured)
         stored += [measured.weight_bytes - saved for saved in _bytes_saved(module, prediction)]
     return Forecast(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typecheck  # noqa: F401  before anything of ours, whose types it checks
 from browser import Browser, executable
 from hypothesis import settings
 from PIL import Image
@@ -22,6 +23,13 @@ settings.load_profile("house")
 
 LEVELS = ((16, (16, 16)), (16, (16,)), (8, ()), (8, (8,)))  # width of the stream, inner widths of the blocks
 FREQUENCIES = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0))
+
+LONG = ("e2e/", "docs/", "compress/test_generation", "compress/test_cli", "test_every_", "test_breakages")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that with several workers none has to be waited for at the end."""
+    items.sort(key=lambda item: not item.nodeid.removeprefix("tests/").startswith(LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)

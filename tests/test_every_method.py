@@ -1,7 +1,10 @@
 """What every stage method promises, whichever it is: found through the registry, so a new file is tested at once."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import tiny
@@ -12,7 +15,7 @@ from compress.components import build, load_variant, save_variant
 from compress.errors import MissingExtra
 from compress.nn import cost
 from compress.nn.qmodules import quantized
-from compress.records import Held, Needs, Prediction
+from compress.records import Held, Needs, Prediction, StageInput, StageResult
 
 SAMPLES = {  # small, quick configurations; a method without an entry is tested with its defaults
     "prune.depth": {"blocks": 2, "samples": 1, "latent_size": 4},
@@ -76,8 +79,30 @@ def apply_to(name, stage):
         pytest.skip(str(error))
 
 
-def applied(name, folder):
-    return apply_to(name, stage_of(name, folder))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A stage, what came of it, and the modules that it was given as they were before."""
+
+    stage: StageInput
+    result: StageResult
+    variant: Any
+    teacher: Any
+    inputs: torch.Tensor
+
+
+@cache
+def run_of(name, seed=1):
+    """One run for all that is asked of it, after `seed` was given to torch; nothing below writes into it."""
+    with TemporaryDirectory() as folder, torch.random.fork_rng():
+        stage = stage_of(name, Path(folder))
+        before = {"variant": state_of(stage.variant.module), "teacher": state_of(stage.teacher)}
+        inputs = stage.inputs[0].clone()
+        torch.manual_seed(seed)
+        return Run(stage=stage, result=apply_to(name, stage), inputs=inputs, **before)
+
+
+def applied(name):
+    return run_of(name).result
 
 
 def state_of(module):
@@ -123,12 +148,11 @@ def test_it_has_a_test_file(name):
 
 
 @every_method
-def test_it_leaves_its_argument_and_the_teacher_alone(name, tmp_path):
-    stage = stage_of(name, tmp_path)
-    before, teacher, inputs = state_of(stage.variant.module), state_of(stage.teacher), stage.inputs[0].clone()
-    result = apply_to(name, stage)
-    assert same_state(before, state_of(stage.variant.module)) and same_state(teacher, state_of(stage.teacher))
-    assert torch.equal(stage.inputs[0], inputs)
+def test_it_leaves_its_argument_and_the_teacher_alone(name):
+    run = run_of(name)
+    stage, result = run.stage, run.result
+    assert same_state(run.variant, state_of(stage.variant.module)) and same_state(run.teacher, state_of(stage.teacher))
+    assert torch.equal(stage.inputs[0], run.inputs)
     assert result.module is not stage.variant.module
     if registry.load(name).NEEDS == Needs.TRAINING:  # what was trained in place must be a copy
         old = {t.data_ptr() for t in stage.variant.module.state_dict().values()}
@@ -136,20 +160,16 @@ def test_it_leaves_its_argument_and_the_teacher_alone(name, tmp_path):
 
 
 @every_method
-def test_the_same_seed_gives_the_same_bits_whatever_torch_drew_before(name, tmp_path):
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        one = applied(name, tmp_path / "1")
-        torch.manual_seed(2)
-        two = applied(name, tmp_path / "2")
+def test_the_same_seed_gives_the_same_bits_whatever_torch_drew_before(name):
+    one, two = run_of(name).result, run_of(name, seed=2).result
     first, second = one.module.state_dict(), two.module.state_dict()
     assert first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
     assert all(getattr(one, n) == getattr(two, n) for n in ("arch", "achieved", "skipped", "notes", "tables"))
 
 
 @every_method
-def test_the_result_is_ready_to_use_and_makes_finite_pictures_of_the_same_shape(name, tmp_path):
-    module = applied(name, tmp_path).module
+def test_the_result_is_ready_to_use_and_makes_finite_pictures_of_the_same_shape(name):
+    module = applied(name).module
     assert not any(m.training for m in module.modules())
     assert not any(p.requires_grad for p in module.parameters())
     for size in (4, 8) if name in OF_UNETS else (4, 9):
@@ -161,15 +181,15 @@ def test_the_result_is_ready_to_use_and_makes_finite_pictures_of_the_same_shape(
 
 
 @every_method
-def test_it_says_what_was_asked_and_met_it(name, tmp_path):
-    result = applied(name, tmp_path)
+def test_it_says_what_was_asked_and_met_it(name):
+    result = applied(name)
     assert result.achieved and all(item.met and item.what and item.unit for item in result.achieved)
     assert all(item.name and item.reason for item in result.skipped)
 
 
 @every_method
 def test_the_result_rebuilds_from_its_files(name, tmp_path):
-    result = applied(name, tmp_path)
+    result = applied(name)
     save_variant(replace(component_of(name), arch=result.arch, module=result.module), tmp_path / "saved")
     back = load_variant(tmp_path / "saved")
     inputs = example_of(name)
@@ -182,9 +202,9 @@ def test_the_result_rebuilds_from_its_files(name, tmp_path):
 
 
 @every_method
-def test_what_was_planned_is_what_came(name, tmp_path):
+def test_what_was_planned_is_what_came(name):
     ends = registry.load(name).predict(start_of(name)[1], config_of(name))
-    result = applied(name, tmp_path)
+    result = applied(name)
     example = example_of(name, 1, 4)
     done = cost.measure(result.module, example)
     bounds = [cost.measure(build(end), example) for end in ends.ends]

@@ -7,6 +7,7 @@ component of another library's folder (`_checkpoints`), which is then read in pl
 from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,20 @@ def component_cost(component: str, pixels: int) -> Cost:
 
 
 def cost_of(arch: Arch, pixels: int) -> Cost:
-    """Parameters, MACs and bytes for one image of `pixels` x `pixels`, on the meta device: no weight is loaded."""
+    """Parameters, MACs and bytes for one image of `pixels` x `pixels`, on the meta device: no weight is loaded.
+
+    Plans and searches ask for the same architectures again and again: what a configuration alone describes is counted
+    once in a process; somebody's own code is not in its configuration.
+    """
+    return (_remembered if kind_of(arch.kind).bind is None else _counted)(arch, pixels)
+
+
+@lru_cache(maxsize=64)
+def _remembered(arch: Arch, pixels: int) -> Cost:
+    return _counted(arch, pixels)
+
+
+def _counted(arch: Arch, pixels: int) -> Cost:
     kind = kind_of(arch.kind)
     with torch.device("meta"):
         module = kind.build(arch.config)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from compress.components import build, kind_of
+from compress.components import build, cost_of, kind_of
 from compress.errors import UserError
 from compress.nn import cost
-from compress.nn.structure import ChannelGroup, example_inputs
+from compress.nn.structure import ChannelGroup
 from compress.records import Arch, Inputs, Variant
 from eval.metrics import latency
 
@@ -98,10 +98,7 @@ def shortest(steps: Sequence[Step], enough: Callable[[dict[str, int]], bool]) ->
 def counted(arch: Arch, widths: Mapping[str, int]) -> cost.Cost:
     """What the network costs with these widths."""
     kind = kind_of(arch.kind)
-    config = kind.with_widths(arch.config, widths)
-    with torch.device("meta"):
-        module = kind.build(config)
-    return cost.measure(module, example_inputs(kind, config, PIXELS))
+    return cost_of(Arch(kind=arch.kind, config=kind.with_widths(arch.config, widths)), PIXELS)
 
 
 def prices(

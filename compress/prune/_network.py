@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from compress.components import build, kind_of
+from compress.components import build, cost_of, kind_of
 from compress.errors import UserError
 from compress.nn import cost
 from compress.nn.patches import Patch
-from compress.nn.structure import Block, Kind, Removal, example_inputs, moved
+from compress.nn.structure import Block, Kind, Removal, moved
 from compress.prune._patch_fit import LinearFit, patch_tensors
 from compress.records import Arch
 
@@ -100,10 +100,7 @@ def cut(network: Network, block: Block, removal: Removal, fits: Mapping[str, Lin
 
 def measured(arch: Arch, pixels: int) -> cost.Cost:
     """The cost of one forward pass for an image of that size."""
-    kind = kind_of(arch.kind)
-    with torch.device("meta"):
-        module = kind.build(arch.config)
-    return cost.measure(module, example_inputs(kind, arch.config, pixels))
+    return cost_of(arch, pixels)
 
 
 def saved_by(whole: cost.Cost, block: Block, removal: Removal) -> Saved:

@@ -454,13 +454,16 @@ class TestLookups:
         assert "problem  rich: not installed: pip install rich" in out
         assert "missing  onnx (for onnx): not installed: pip install 'mdcompress[onnx]'" in out
 
-    def test_report_and_zoo_without_anything_there(self, run: Run, tmp_path: Path) -> None:
+    def test_report_and_zoo_without_anything_there(
+        self, run: Run, write: Write, checkpoint: Path, tmp_path: Path
+    ) -> None:
         mistake(run("report", tmp_path), "holds no finished run", "mdcompress run")
         mistake(run("zoo", "list", tmp_path))
         mistake(run("zoo", "verify", tmp_path / "absent"))
         mistake(run("zoo", "add", tmp_path, "--zoo", tmp_path / "zoo"), "nothing for a zoo")
-        mistake(run("gate", tmp_path / "absent", "--recipe", SHIPPED), "nothing to judge")
-        assert files(tmp_path) == []
+        arguments = ("--recipe", write(), "--checkpoint", checkpoint)
+        mistake(run("gate", tmp_path / "absent", *arguments), "nothing to judge")
+        assert files(tmp_path) == ["recipe.yaml"]
 
 
 STAND_INS = ("--images", "--checkpoint", "--module", "--encoder")  # one set of flags: for what a recipe names

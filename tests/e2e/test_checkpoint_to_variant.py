@@ -14,7 +14,7 @@ from compress.cli import main
 from compress.components import load_variant, read_arch
 from compress.nn.qmodules import quantized
 
-KL: dict[str, Any] = folders.KL | {"block_out_channels": [16, 16, 32, 32], "scaling_factor": 0.18215}
+KL: dict[str, Any] = folders.KL | {"scaling_factor": 0.18215}
 KL_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -28,8 +28,8 @@ def recipe(pictures: Path, tmp_path: Path) -> str:
         "seed": 0,
         "data": {"calibration": data, "evaluation": data},
         "stages": [
-            {"method": "prune.width", "ratio": 0.5, "round_to": 4},
-            {"method": "quantize.static", "weight_bits": 8, "activation_bits": 8},
+            {"method": "prune.width", "ratio": 0.5, "round_to": 4, "reconstruct": False},
+            {"method": "quantize.static", "observer": "min_max", "clip": False},  # 8 bits both
         ],
         "gates": [{"metric": "psnr", "max_drop": 60.0}, {"metric": "size", "max_ratio": 0.5}],
         "export": [],
@@ -69,13 +69,13 @@ def test_a_folder_becomes_a_half_width_variant_in_8_bits(folder: Path, recipe: s
     assert "reference" in {verdict["of"] for verdict in failed}
     variant = load_variant(out / "variant")
     layers = quantized(variant.module)
-    assert [level.width for level in variant.arch.config.levels] == [16, 16, 8, 8]
+    assert [level.width for level in variant.arch.config.levels] == [8, 8, 4, 4]
     assert {q.layer.bits for q in layers.values()} == {8} and len(layers) > 20
     assert variant.arch.config.scaling_factor == 0.18215
     image = variant.module(torch.zeros(1, 4, 8, 8))
     assert image.shape == (1, 3, 64, 64) and image.isfinite().all()
     teacher = read_arch(folder / "decoder")
-    assert [level.width for level in teacher.config.levels] == [32, 32, 16, 16]
+    assert [level.width for level in teacher.config.levels] == [16, 16, 8, 8]
 
 
 def damaged(name: str, vae: Path) -> None:
@@ -88,7 +88,7 @@ def damaged(name: str, vae: Path) -> None:
         case "a key":
             config["act_fn"] = "mish"
         case "a shape":
-            tensors["decoder.conv_in.weight"] = torch.ones(32, 4, 5, 5)
+            tensors["decoder.conv_in.weight"] = torch.ones(16, 4, 5, 5)
         case "a tensor of the encoder":
             del tensors["encoder.conv_in.weight"]
         case "a number":
@@ -107,7 +107,7 @@ def damaged(name: str, vae: Path) -> None:
     [
         ("another class", "of the class VQModel, which cannot be read; known: AutoencoderKL"),
         ("a key", 'act_fn: "mish"'),
-        ("a shape", "conv_in.weight is [32, 4, 5, 5] in the file, [32, 4, 3, 3] in config.json"),
+        ("a shape", "conv_in.weight is [16, 4, 5, 5] in the file, [16, 4, 3, 3] in config.json"),
         ("a tensor of the encoder", "missing tensor conv_in.weight"),
         ("a number", "conv_in.weight holds NaN or Inf"),
         ("a shard", "names shards that are not there"),

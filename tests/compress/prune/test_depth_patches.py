@@ -276,29 +276,34 @@ def test_the_streams_are_still_cut_with_their_patches(name, patch, tmp_path):
 # --------------------------------------------------------------------------------------------------------------- export
 
 
-@pytest.mark.parametrize("name", ["vae", "unet", "text"])
-def test_patches_export_in_float_and_in_8_bits(name, tmp_path):
+@pytest.mark.parametrize(
+    "name, affine, pointwise",
+    [
+        ("vae", ("levels.0.resnets.0", "levels.2.resnets.0"), ("mid.attention", "levels.0.resnets.1")),
+        ("unet", ("up_blocks.1.resnets.0", "down_blocks.1.attentions.0.transformer_blocks.0"), ("down_blocks.0.resnets.1", "down_blocks.1.attentions.0.transformer_blocks.1")),
+        ("text", ("encoder.layers.1",), ("encoder.layers.0",)),
+    ],
+)  # fmt: skip
+def test_patches_of_both_kinds_export_in_float_and_in_8_bits(name, affine, pointwise, tmp_path):
+    """In one file: an affine patch is kept in float, a pointwise one is a layer like any other, here in 8 bits."""
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="extra onnx is not installed")
     from compress.export import onnx
     from compress.quantize import rtn
 
     given = stage_of(name, tmp_path)
-    names = {"vae": ("levels.0.resnets.0", "levels.2.resnets.0", "mid.attention"), "text": ("encoder.layers.1",)}
-    picked = names.get(
-        name, ("down_blocks.0.resnets.1", "up_blocks.1.resnets.0", "down_blocks.1.attentions.0.transformer_blocks.0")
-    )
-    for patch in ("affine", "pointwise"):
-        pruned = depth.apply(given, depth.Config(remove=picked, patch=patch, samples=1))
-        variant = replace(given.variant, arch=pruned.arch, module=pruned.module)
-        module = pruned.module
-        if patch == "pointwise":
-            module = rtn.apply(replace(given, variant=variant), rtn.Config(bits=8, clip=False)).module
-            assert any(".mix" in n for n, m in module.named_modules() if type(m).__name__ in ("QConv2d", "QLinear"))
-        example = tuple(x[:1] for x in given.inputs)
-        onnx.export(module, example, tmp_path / f"{patch}.onnx", onnx.Config(dynamic=False), metadata={})
-        run = onnx.load(tmp_path / f"{patch}.onnx", threads=1)
-        torch.testing.assert_close(run(*example), module(*example), rtol=1e-3, atol=1e-4)
+    variant = given.variant
+    for patch, picked in (("affine", affine), ("pointwise", pointwise)):
+        config = depth.Config(remove=picked, patch=patch, samples=1)
+        pruned = depth.apply(replace(given, variant=variant), config)
+        assert patch in repr(pruned.arch.config)
+        variant = replace(variant, arch=pruned.arch, module=pruned.module)
+    module = rtn.apply(replace(given, variant=variant), rtn.Config(bits=8, clip=False)).module
+    assert any(".mix" in n for n, m in module.named_modules() if type(m).__name__ in ("QConv2d", "QLinear"))
+    example = tuple(x[:1] for x in given.inputs)
+    onnx.export(module, example, tmp_path / "both.onnx", onnx.Config(dynamic=False), metadata={})
+    run = onnx.load(tmp_path / "both.onnx", threads=1)
+    torch.testing.assert_close(run(*example), module(*example), rtol=1e-3, atol=1e-4)
 
 
 def test_cost_counts_patches():

@@ -18,7 +18,7 @@ from compress.prune import _budget, width
 from compress.records import Arch, Prediction
 from eval.metrics import latency
 
-COMPONENTS = {"decoder": tiny.decoder, "encoder": tiny.encoder, "unet": tiny.unet, "text": tiny.text}
+COMPONENTS = {"decoder": tiny.decoder, "encoder": tiny.encoder, "unet": tiny.small_unet, "text": tiny.text}
 
 
 def config_of(**config):

@@ -68,8 +68,8 @@ def without_readers(variant, group, channel):
     [
         (tiny.decoder, lambda: (tiny.latents(16, 4),), "levels.0.resnets.1.hidden"),
         (tiny.decoder, lambda: (tiny.latents(16, 4),), "levels.1.stream"),
-        (tiny.unet, lambda: tiny.unet_inputs(12, 4), "down_blocks.1.resnets.0.hidden"),
-        (tiny.unet, lambda: tiny.unet_inputs(12, 4), "up_blocks.0.attentions.1.transformer_blocks.0.ff.inner"),
+        (tiny.small_unet, lambda: tiny.unet_inputs(12, 4), "down_blocks.1.resnets.0.hidden"),
+        (tiny.small_unet, lambda: tiny.unet_inputs(12, 4), "up_blocks.0.attentions.1.transformer_blocks.0.ff.inner"),
         (tiny.text, lambda: tiny.text_inputs(24), "encoder.layers.0.mlp.inner"),
         (tiny.text, lambda: tiny.text_inputs(24), "encoder.layers.1.self_attn.heads"),
     ],
@@ -85,7 +85,7 @@ def test_gradients_and_reconstruction_tell_the_change_of_the_output(build, input
         ]
     )
     # a few probes of the output are a noisy estimate of what many of them agree on
-    drawn = [_importance.taylor(watched(variant, given, seed), [group])[group.name] for seed in range(16)]
+    drawn = [_importance.taylor(watched(variant, given, seed), [group])[group.name] for seed in range(8)]
     slopes = torch.stack(drawn).mean(dim=0)
     here = watched(variant, given)
     missed = _importance.reconstruction(here, [group], compensated=False)[group.name]
@@ -207,7 +207,7 @@ def test_a_copy_and_a_dead_channel_go_first(compensated):
     [
         (tiny.decoder, lambda: (tiny.latents(2),)),
         (tiny.encoder, lambda: (torch.rand(2, 3, 32, 32),)),
-        (tiny.unet, lambda: tiny.unet_inputs(2)),
+        (tiny.small_unet, lambda: tiny.unet_inputs(2)),
         (tiny.text, lambda: tiny.text_inputs(2)),
     ],
     ids=["decoder", "encoder", "unet", "text"],

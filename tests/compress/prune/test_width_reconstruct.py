@@ -21,7 +21,7 @@ COMPONENTS = {
         tiny.encoder,
         lambda n, seed: (torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed)),),
     ),
-    "unet": (tiny.unet, lambda n, seed: tiny.unet_inputs(n, seed=seed)),
+    "unet": (tiny.small_unet, lambda n, seed: tiny.unet_inputs(n, seed=seed)),
     "text": (tiny.text, lambda n, seed: tiny.text_inputs(n, seed=seed)),
 }
 each = pytest.mark.parametrize("name", COMPONENTS)
