@@ -177,15 +177,27 @@ def _part(place: Path, leaf: Leaf) -> BundlePart:
         if (root / "card.json").is_file():
             return _of_entry(place, root, read_card(root))
         if (root / "plan.json").is_file() and (root / "status.json").is_file():
-            plan = read_json(root / "plan.json")
-            whole = not (root / "variant" / "quantization.json").is_file()
-            licence = read_json(root / "entry.json")["licence"] if (root / "entry.json").is_file() else UNKNOWN
-            return BundlePart(place=place, origin=str(plan["recipe"]), licence=licence, tools={}, whole=whole)
+            return _of_run(place, root)
     torch_like = (place / "arch.json").is_file()
     whole = torch_like and not (place / "quantization.json").is_file()
     preset = place.parent.parent == PRESETS
     origin = f"{place.parent.name}/{place.name}" if preset else place.name
     return BundlePart(place=place, origin=origin, licence=licence_of(place), tools={}, whole=whole)
+
+
+def _of_run(place: Path, root: Path) -> BundlePart:
+    """A part of a run that passed."""
+    state = read_json(root / "status.json").get("state", "missing")
+    if state != "passed":
+        raise UserError(f"{root}: this run is {state}; a bundle takes what passed its own gates")
+    licence = read_json(root / "entry.json")["licence"] if (root / "entry.json").is_file() else UNKNOWN
+    return BundlePart(
+        place=place,
+        origin=str(read_json(root / "plan.json")["recipe"]),
+        licence=licence,
+        tools={},
+        whole=not (root / "variant" / "quantization.json").is_file(),
+    )
 
 
 def _of_entry(place: Path, root: Path, card: Card) -> BundlePart:

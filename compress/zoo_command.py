@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from compress.zoo_promote import Promotion
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for scripts.")]
-LISTED = ("psnr_mean", "sqnr_mean", "latency_ratio")  # facts in the table of a zoo
+LISTED = {"psnr_mean": "PSNR, dB", "sqnr_mean": "SQNR, dB", "latency_ratio": "latency ratio"}  # facts in a zoo's table
+DRAWN = {"psnr_to_reference_mean": "PSNR drawn, dB", "seconds_per_picture": "s a picture"}  # and those of bundles
 Replace = Annotated[bool, Parameter(negative="")]
 
 
@@ -55,8 +56,9 @@ def zoo_list(zoo: Path, *, as_json: Json = False) -> int:
     if as_json:
         drawing.print_json([asdict(e) for e in entries])
         return 0
-    rows = [(e.name, e.component, drawing.size(e.bytes), *(e.summary.get(k, "") for k in LISTED)) for e in entries]
-    columns = ("entry", "component", "size", "PSNR, dB", "SQNR, dB", "latency ratio")
+    shown = dict(LISTED) | (dict(DRAWN) if any(DRAWN.keys() & e.summary.keys() for e in entries) else {})
+    rows = [(e.name, e.component, drawing.size(e.bytes), *(e.summary.get(k, "") for k in shown)) for e in entries]
+    columns = ("entry", "component", "size", *shown.values())
     drawing.console().print(drawing.table(columns, rows, numeric=columns[2:]))
     return 0
 

@@ -17,10 +17,10 @@ pytest.importorskip("tokenizers", reason="prompts go through Hugging Face's toke
 pytest.importorskip("onnxruntime", reason="the files are run")
 pytest.importorskip("stlpips_pytorch", reason="pictures are compared by LPIPS")
 
-from compress import bundle_pictures, generation, zoo
+from compress import bundle_parts, bundle_pictures, generation, zoo
 from compress.cli import main
 from compress.components import save_variant
-from compress.errors import MissingExtra
+from compress.errors import MissingExtra, UserError
 from compress.export import _run
 from compress.files import read_json, write_json
 from compress.sampling.generator import Way
@@ -150,14 +150,10 @@ def test_pictures_are_measured_one_by_one_and_a_gate_that_fails_leaves_the_zoo_a
     rows = read_json(tmp_path / "zoo" / "tiny" / "other" / "samples" / "measurements.json")
     (psnr,) = [one["values"] for one in rows["measurements"] if one["metric"] == "psnr"]
     assert rows["seeds"] == [7, 8]
+    both = [generation.open_model(str(model), given, pixels=32, threads=1) for given in ({}, {"unet": str(other)})]
     for prompt, seed, value in zip(rows["prompts"], rows["seeds"], psnr, strict=True):
         way = Way(solver="ddim", steps=2, guidance=2.0, seed=seed)
-        pair = [
-            generation.draw(
-                prompt, generation.open_model(str(model), given, pixels=32, threads=1), way, lambda *_: None
-            )
-            for given in ({}, {"unet": str(other)})
-        ]
+        pair = [generation.draw(prompt, one, way, lambda *_: None) for one in both]
         error = np.mean((pair[0].images.astype(np.float64) - pair[1].images) ** 2)
         assert value == pytest.approx(10 * math.log10(1 / error), abs=1e-3)
 
@@ -230,7 +226,9 @@ def test_a_missing_runtime_is_named_and_ends_with_3(home, monkeypatch, capsys):
 
 
 def test_a_bundle_is_listed_compared_pulled_and_shown(bundled, tmp_path, capsys):
-    assert main(["zoo", "list", str(bundled)]) == 0 and "tiny/text-to-image" in said(capsys)
+    assert main(["zoo", "list", str(bundled)]) == 0
+    table = said(capsys)
+    assert "tiny/text-to-image" in table and "PSNR drawn, dB" in table
     assert main(["zoo", "show", str(bundled), NAME]) == 0 and "# tiny/onnx" in said(capsys)
     assert main(["zoo", "pull", str(bundled), "--zoo", str(tmp_path / "mine")]) == 0
     capsys.readouterr()
@@ -316,6 +314,26 @@ def test_parts_are_taken_from_entries_of_components(model, files, gates, tmp_pat
     assert card["facts"]["seconds_per_picture"] > 0
     (home / "unet" / "fp32" / "unet.onnx").write_bytes(b"another")
     assert main([*line, "--replace"]) == 2 and "is not the file that" in said(capsys)
+
+
+def test_a_part_of_a_run_is_its_file_where_the_run_passed(files, model, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(model / "unet", run / "variant")
+    (run / "artifacts").mkdir()
+    shutil.copyfile(files / "unet.onnx", run / "artifacts" / "unet.onnx")
+    write_json(run / "plan.json", {"recipe": "unet/w8a8"})
+    write_json(run / "status.json", {"state": "passed"})
+    write_json(run / "entry.json", {"licence": "mit"})
+    part = bundle_parts.chosen(files, {"unet": str(run)}).parts["unet"]
+    assert (part.place, part.origin, part.licence) == (run / "artifacts" / "unet.onnx", "unet/w8a8", "mit")
+    assert part.whole is True
+    torch_part = bundle_parts.chosen(model, {"unet": str(run)}).parts["unet"]
+    assert torch_part.place == run / "variant"
+    write_json(run / "variant" / "quantization.json", {"schema": 1, "layers": {}})
+    assert bundle_parts.chosen(files, {"unet": str(run)}).parts["unet"].whole is False
+    write_json(run / "status.json", {"state": "failed"})
+    with pytest.raises(UserError, match="this run is failed; a bundle takes what passed"):
+        bundle_parts.chosen(files, {"unet": str(run)})
 
 
 def test_variants_are_bundled_as_folders(model, gates, tmp_path):
