@@ -1,22 +1,30 @@
 """What every exporter promises, whichever files there are in compress/export."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import tiny
 import torch
 
 from compress import registry
-from compress.components import load_variant
+from compress.components import build, load_variant
 from compress.errors import MissingExtra, UserError
+from compress.export import _onnx_model
 from compress.files import copy_artifact, parts_of, size_of
 from compress.nn.affine import PerChannel
-from compress.records import Variant
+from compress.records import Arch, Variant
 from compress.schema import Schema
 
 NAMES = [file.stem for file in sorted(Path(registry.__file__).parent.glob("export/*.py")) if file.stem[0] != "_"]
+# One transformer layer each, as tracing takes time by the layer; the UNet still goes down and up again.
+TEXT = Arch(kind="text_encoder.text_encoder", config=replace(tiny.TEXT, layers=tiny.TEXT.layers[:1]))
+SMALL = tiny.small_unet().arch.config
+PLAIN = replace(SMALL.up[0], blocks=(replace(SMALL.up[0].blocks[0], transformer=()),) * 2)
+UNET = Arch(kind="unet.unet", config=replace(SMALL, up=(PLAIN, SMALL.up[1])))
 METADATA = {"component": "tiny/decoder", "recipe": "decoder/tiny"}
 
 each = pytest.mark.parametrize("name", NAMES)
@@ -44,11 +52,33 @@ def latents() -> torch.Tensor:
 
 
 WRITTEN: dict[str, Path] = {}  # one export of the decoder for each format: they take seconds
+GRAPHS: dict[object, Any] = {}
+
+
+@pytest.fixture
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX, ORT and OpenVINO files are made of the same graph, and its trace is what takes the time."""
+    trace = _onnx_model._traced
+
+    def once(module: torch.nn.Module, example: tuple[torch.Tensor, ...], form: Any, output: Any) -> Any:
+        asked = (output, form.opset, form.dynamic, *(x.shape for x in (*example, *module.state_dict().values())))
+        if asked not in GRAPHS:
+            GRAPHS[asked] = trace(module, example, form, output)
+        graph = type(GRAPHS[asked])()
+        graph.CopyFrom(GRAPHS[asked])
+        return graph
+
+    monkeypatch.setattr(_onnx_model, "_traced", once)
 
 
 @pytest.fixture
 def artifact(
-    name: str, exporter: ModuleType, decoder: Variant, latents: torch.Tensor, tmp_path_factory: pytest.TempPathFactory
+    name: str,
+    exporter: ModuleType,
+    decoder: Variant,
+    latents: torch.Tensor,
+    tmp_path_factory: pytest.TempPathFactory,
+    traced_once: None,
 ) -> Path:
     if name not in WRITTEN:
         path = tmp_path_factory.mktemp(name) / f"decoder{exporter.SUFFIX}"
@@ -111,7 +141,7 @@ def test_the_file_computes_what_the_module_computes(
 def test_a_text_encoder_takes_ids_of_any_whole_type_and_gives_the_same_bytes_twice(
     exporter: ModuleType, tmp_path: Path
 ) -> None:
-    module, (ids,) = tiny.text().module, tiny.text_inputs(2)
+    module, (ids,) = tiny._seeded(build(TEXT), 0), tiny.text_inputs(2)
     files = [tmp_path / f"{index}{exporter.SUFFIX}" for index in range(2)]
     for file in files:
         exporter.export(module, (ids[:1],), file, exporter.Config(), metadata=METADATA, output="states")
@@ -127,9 +157,10 @@ def test_a_text_encoder_takes_ids_of_any_whole_type_and_gives_the_same_bytes_twi
 
 
 @each
-@pytest.mark.usefixtures("installed")
+@pytest.mark.usefixtures("installed", "traced_once")
 def test_a_unet_takes_its_three_inputs_at_other_sizes_too(exporter: ModuleType, tmp_path: Path) -> None:
-    module, inputs, file = tiny.small_unet().module, tiny.unet_inputs(2), tmp_path / f"unet{exporter.SUFFIX}"
+    module, inputs = tiny._seeded(build(UNET), 0), tiny.unet_inputs(2)
+    file = tmp_path / f"unet{exporter.SUFFIX}"
     example = tuple(x[:1] for x in inputs)
     exporter.export(module, example, file, exporter.Config(), metadata=METADATA, output="prediction")
     run = exporter.load(file, threads=1)

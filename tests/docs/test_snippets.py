@@ -36,7 +36,7 @@ def test_every_format_has_a_snippet() -> None:
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_the_snippet_makes_the_picture(name: str, tmp_path: Path) -> None:
+def test_the_snippet_makes_the_picture(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exporter = registry.load(f"export.{name}")
     for package in exporter.PACKAGES:
         if package != "openvino":  # importing it sends an event; the exporter knows how not to
@@ -45,10 +45,14 @@ def test_the_snippet_makes_the_picture(name: str, tmp_path: Path) -> None:
     exporter.export(module, (latents,), tmp_path / f"decoder{exporter.SUFFIX}", exporter.Config(), metadata={})
     np.save(tmp_path / "latents.npy", latents.numpy())
     (snippet,) = re.findall(r"```python\n(.*?)```", SECTIONS[name], flags=re.DOTALL)
-    silent = "import sys\nsys.modules['openvino_telemetry'] = None\n"
-    command = [sys.executable, "-c", silent + snippet]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    if "import torch\n" in snippet:  # what it imports is imported here already, and takes many seconds
+        monkeypatch.chdir(tmp_path)
+        exec(compile(snippet, name, "exec"), {})
+    else:
+        silent = "import sys\nsys.modules['openvino_telemetry'] = None\n"
+        command = [sys.executable, "-c", silent + snippet]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
     with torch.no_grad():
         expected = 255 * module(latents)[0].permute(1, 2, 0).numpy()
     made = np.asarray(Image.open(tmp_path / "picture.png"), dtype=np.float32)
