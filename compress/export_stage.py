@@ -175,6 +175,7 @@ def unmeasured(plan: Plan, exporter: Any, name: str) -> tuple[gates.Verdict, ...
             value=None,
             limit=float(spec.max_ratio or spec.max or 0.0),
             passed=bool(others),
+            elsewhere=bool(others),
             unit="ratio",
             reason=f"{why}; judged on {', '.join(others)}"
             if others

@@ -252,6 +252,7 @@ def _verdict(one: Shown, verdict: Mapping[str, Any]) -> rows.VerdictRow:
             low=number(verdict.get("low")),
             high=number(verdict.get("high")),
             undecided=verdict.get("undecided") is True,
+            elsewhere=verdict.get("elsewhere") is True,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{one.name}/card.json: a verdict cannot be read ({error}); add the entry again") from error

@@ -60,6 +60,7 @@ class Verdict:
     definition: str = ""  # of the metric
     net_digest: str | None = None  # SHA-256 of the net's weights
     undecided: bool = False  # latency: the limit lies inside the interval; `passed` is then the gate's own policy
+    elsewhere: bool = False  # latency: nothing here can time this file, and another file of the run is judged
 
 
 class Sizes(NamedTuple):

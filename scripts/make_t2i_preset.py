@@ -57,7 +57,7 @@ def grid(folder: Path, pictures: Path, size: int, out: Path) -> tuple[list[str],
 
 def card(name: str, log: list[dict], scores: list[dict], names: list[str], missed: list[str]) -> str:
     """README.md of the UNet."""
-    first, last = next(row for row in log if "parameters" in row), [row for row in log if "loss" in row][-1]
+    first, last = ([row for row in log if key in row][-1] for key in ("parameters", "loss"))
     counts, rows = first["parameters"], [names[i : i + COLUMNS] for i in range(0, len(names), COLUMNS)]
     table = [
         f"| {s['phrases']} | {s['solver']}, {s['steps']}, guidance {s['guidance']:g} | {100 * s['among_10_nearest']:.1f} % "

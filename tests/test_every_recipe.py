@@ -70,6 +70,9 @@ def test_the_plan_shrinks_the_component(path: Path, tmp_path: Path) -> None:
     recipe = read_recipe(path)
     plan = make_plan(recipe, checkpoint=weights_for(recipe, tmp_path))
     last = plan.stages[-1].forecast
+    if all(stage.method.startswith("distill.") for stage in recipe.stages):  # fewer sampling steps of the same UNet
+        assert last == plan.reference
+        return
     assert last.weight_bytes.high < plan.reference.weight_bytes.low
     assert last.macs.high <= plan.reference.macs.low
     assert last.parameters.low <= last.parameters.high

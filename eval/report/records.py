@@ -47,6 +47,7 @@ class VerdictRow:
     low: float | None = None  # ends of the interval around `value`
     high: float | None = None
     undecided: bool = False  # the limit lies inside the interval; `passed` is then the gate's own policy
+    elsewhere: bool = False  # not measured of this file, and judged of another
 
     def __post_init__(self) -> None:
         """Refuse a pass without a value.
@@ -55,7 +56,7 @@ class VerdictRow:
             ValueError: the row says passed, but its value is NaN or missing.
         """
         missing = self.value is None or math.isnan(self.value)
-        if self.passed and missing and not self.exact:
+        if self.passed and missing and not (self.exact or self.elsewhere):
             raise ValueError(f"verdict {self.metric} of {self.subject} says passed, but its value is {self.value}")
 
 

@@ -34,7 +34,7 @@ class GateLine:
     """One verdict as it is read."""
 
     passed: bool
-    state: str  # "passed", "failed", "undecided"
+    state: str  # "passed", "failed", "undecided", "judged elsewhere"
     gate: str  # "PSNR drop"
     scope: str  # "mean, candidate against ground truth"
     subject: str
@@ -152,6 +152,8 @@ def _quality(rows: Sequence[StageRow], lpips: str) -> list[tuple[str, tuple[Cell
 
 
 def _state(row: VerdictRow) -> str:
+    if row.elsewhere:
+        return "judged elsewhere" if row.passed else "failed"
     if row.undecided:
         return "passed, undecided" if row.passed else "undecided"
     return "passed" if row.passed else "failed"

@@ -377,7 +377,7 @@ def test_what_does_not_go_together_is_refused(model, files, bundled, gates, tmp_
         ({"--model": str(half)}, "tokenizer.json"),
         ({"--reference": None}, "has no torch variants to compare with; name the float model"),
         ({"--reference": str(quantized)}, "the reference's unet is quantized"),
-        ({"--model": "md-tiny"}, "comes without weights: train it"),
+        ({"--unet": "mobilediffusion/unet"}, "comes without weights: train it"),
         ({"--gates": str(tmp_path / "component.yaml")}, "is for one component; a bundle's gates file has"),
         ({"--gates": str(tmp_path / "truth.yaml")}, "there is no photograph of what words mean"),
         ({"--gates": str(tmp_path / "typo.yaml")}, "prompt: "),

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from compress import export_stage, registry
+from compress.reporting import verdict_row
 from eval.gates import GateSpec
+from eval.report.tables import gate_lines
 
 INTERPRETED = SimpleNamespace(MEASURES_LATENCY=False, RUNTIME="an interpreter")
 NATIVE = SimpleNamespace(RUNTIME="a runtime")
@@ -31,6 +33,8 @@ def test_beside_a_timed_format_the_row_names_it(plan):
     assert (row.subject, row.metric, row.value, row.limit) == ("slow", "latency", None, 0.5)
     assert "not measured: an interpreter runs the file here" in row.reason
     assert "judged on quick" in row.reason
+    (line,) = gate_lines([verdict_row(row)])  # a pass without a value, which a report refuses of anything else
+    assert (line.state, line.value.text) == ("judged elsewhere", "not measured")
 
 
 def test_alone_it_fails(plan):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 from ruamel.yaml import YAML
 
@@ -12,9 +13,13 @@ from compress import evaluation, pipeline, registry
 from compress.cli import main
 from compress.components import load_variant
 from compress.recipe import read_recipe, to_yaml
+from compress.sampling.latents import LatentScale
 
 pytestmark = pytest.mark.slow
-RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "decoder").glob("*.yaml"))
+SHIPPED = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted((SHIPPED / "decoder").glob("*.yaml"))
+STEPS = sorted((SHIPPED / "unet").glob("s[0-9]*.yaml"))  # sampling in so many
+BY_METHOD = {read_recipe(path).stages[0].method: path for path in STEPS}
 TRAINING = {"steps": 2, "batch": 1, "pixels": 32, "precision": "float32"}
 FEW = {"samples": 1, "latent_size": 4, "clip": False}
 SHRUNK: dict[str, dict[str, Any]] = {
@@ -52,7 +57,6 @@ def showing() -> dict[str, Path]:
 def test_every_method_for_decoders_is_in_a_recipe_that_ships() -> None:
     shown = {stage.method for path in showing().values() for stage in read_recipe(path).stages}
     assert shown >= {*registry.names("prune"), *registry.names("quantize")}
-    assert shown >= {"distill.output", "distill.feature", "distill.qat"}
 
 
 @pytest.mark.parametrize("name", sorted(showing()))
@@ -75,3 +79,30 @@ def test_it_runs(name: str, tmp_path: Path, checkpoint: Path, pictures: Path, mo
     assert [record.method for record in variant.lineage] == [stage.method for stage in recipe.stages]
     verdicts = json.loads((tmp_path / "out" / "verdicts.json").read_text())
     assert verdicts and all(verdict["passed"] for verdict in verdicts)
+
+
+def test_every_method_is_in_a_recipe_that_ships() -> None:
+    shown = {stage.method for path in (*RECIPES, *STEPS) for stage in read_recipe(path).stages}
+    assert shown >= set(registry.methods())
+
+
+@pytest.mark.parametrize("path", BY_METHOD.values(), ids=lambda path: path.stem)
+def test_steps_are_distilled(path: Path, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tokenizers", reason="captions go through Hugging Face's tokenizers")
+    monkeypatch.setattr(pipeline, "STAGE_LATENCY_SECONDS", 0.05)
+    family = families.write(tmp_path / "family", ["red", "blue"], LatentScale(mean=(0.0,) * 8, std=(1.0,) * 8))
+    recipe = read_recipe(path)
+    written = YAML(typ="safe").load(to_yaml(recipe))
+    source = {"source": str(pictures), "count": 2, "size": 64}
+    drawn = written["data"]["drawn"] | {"count": 1, "steps": 1, "teacher_steps": 2}
+    written |= {"component": "tiny/unet", "data": {"calibration": source, "evaluation": source, "drawn": drawn}}
+    written |= {"export": [], "gates": [{"metric": "lpips", "max": 1000}]}
+    few = TRAINING | {"steps": 1} | ({"first": 2, "last": 1} if "first" in written["stages"][0] else {})
+    written["stages"] = [stage | few for stage in written["stages"]]
+    (tmp_path / "recipe.yaml").write_text(json.dumps(written))
+    out = tmp_path / "out"
+    assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(out), "--checkpoint", str(family)]) == 0
+    (record,) = load_variant(out / "variant").lineage
+    assert record.method == recipe.stages[0].method and all(item.met for item in record.achieved)
+    judged = {(row["metric"], row["passed"]) for row in json.loads((out / "verdicts.json").read_text())}
+    assert ("lpips", True) in judged

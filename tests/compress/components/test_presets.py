@@ -81,7 +81,7 @@ def test_an_architecture_without_weights_cannot_be_loaded(name):
 
 
 def test_the_embedded_decoder_and_encoder():
-    assert TRAINED == ["md-tiny/decoder", "md-tiny/encoder"]
+    assert [f"md-tiny/{leaf}" for leaf in ("decoder", "encoder", "text_encoder", "unet")] == TRAINED
     decoder, encoder = components.load("md-tiny/decoder"), components.load("md-tiny/encoder")
     assert 1_000_000 <= sum(p.numel() for p in decoder.parameters()) <= 4_000_000
     y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 64), indexing="ij")
