@@ -1,6 +1,7 @@
 """Every shipped recipe in every format that is installed: bytes, parity, LPIPS, latency, partitions, as one table.
 
 python benchmarks/formats.py [RECIPE ...] [--formats onnx ort] [--checkpoint DIR] [--images DIR] [--markdown FILE] [--json FILE]
+python benchmarks/formats.py --runs DIR [DIR ...]      # of runs that have finished, every format that they have; nothing runs
 
 Each recipe is run as `mdcompress run` runs it, once a format, with its own gates and that format alone; stages are taken
 from the store where they are there. Parity: the file in its runtime to the variant in torch, on the worst sample, PSNR
@@ -33,8 +34,10 @@ def main() -> None:
     options = parsed()
     given = Given(images=options.images, checkpoint=options.checkpoint)
     formats = options.formats or [name.removeprefix("export.") for name in registry.names("export")]
-    rows = []
-    for name in options.recipes or sorted(shipped()):
+    rows = [one for out in options.runs for one in of_run(out, formats)]
+    for one in rows:
+        print(line(one), flush=True)
+    for name in options.recipes or ([] if options.runs else sorted(shipped())):
         for format_name in formats:
             rows.append(row(read_recipe(find(name)), format_name, given))
             print(line(rows[-1]), flush=True)
@@ -49,6 +52,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*")
     parser.add_argument("--formats", nargs="+")
+    parser.add_argument("--runs", nargs="+", type=Path, default=[])
     for name in ("checkpoint", "images", "markdown", "json"):
         parser.add_argument(f"--{name}", type=Path)
     return parser.parse_args()
@@ -77,15 +81,28 @@ def row(recipe: Recipe, format_name: str, given: Given) -> dict[str, Any]:
             return start | {"": " ".join(str(error).splitlines()[:1])}
 
 
+def of_run(out: Path, formats: list[str]) -> list[dict[str, Any]]:
+    """What a run measured of each of its files."""
+    name = json.loads((out / "status.json").read_text(encoding="utf-8"))["recipe"]
+    found = []
+    for format_name in formats:
+        exporter = registry.load(f"export.{format_name}")
+        if any((out / "artifacts").glob(f"*{exporter.SUFFIX}")):
+            start = dict.fromkeys(COLUMNS, "") | {"recipe": name, "format": format_name}
+            found.append(start | measured(out, format_name, exporter))
+    return found
+
+
 def silent(event: Event) -> None:
     """Progress is in the run directory; the table is what is printed."""
 
 
 def measured(out: Path, format_name: str, exporter: Any) -> dict[str, Any]:
     verdicts = json.loads((out / "verdicts.json").read_text(encoding="utf-8"))
-    failed = [f"{v['subject']} {v['metric']} {v['statistic']}" for v in verdicts if not v["passed"]]
+    ours = [v for v in verdicts if v["subject"].partition(" ")[0] in ("variant", format_name)]
+    failed = [f"{v['subject']} {v['metric']} {v['statistic']}" for v in ours if not v["passed"]]
     problem = f"failed: {', '.join(failed)}" if failed else ""
-    artifacts = sorted((out / "artifacts").iterdir()) if (out / "artifacts").exists() else []
+    artifacts = sorted((out / "artifacts").glob(f"*{exporter.SUFFIX}"))
     if not artifacts:
         return {"": problem}
     measurements = (out / "measurements.jsonl").read_text(encoding="utf-8").splitlines()

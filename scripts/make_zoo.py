@@ -113,6 +113,8 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     before = digests(arguments.zoo) if (arguments.zoo / INDEX).is_file() else None
     fresh = arguments.work / "zoo"
+    if fresh.resolve() == arguments.zoo.resolve():
+        raise SystemExit(f"--zoo {arguments.zoo}: it is built there first and copied afterwards; give another folder")
     shutil.rmtree(fresh, ignore_errors=True)
     for name in arguments.recipes:
         base = recipe.read_recipe(recipe.find(name))

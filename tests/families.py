@@ -15,6 +15,7 @@ from compress.sampling import latents, schedule, tokenizer
 from compress.sampling.latents import LatentScale
 from compress.sampling.schedule import Schedule
 
+LEAVES = ("text_encoder", "unet", "decoder")
 SETTINGS = ("tokenizer.json", "scheduler.json", "latents.json", "sampling.json")
 
 _LAYER = TextLayerConfig(heads=3, feed_forward=24)
@@ -37,8 +38,8 @@ def write(folder: Path, captions: Sequence[str], scale: LatentScale) -> Path:
     return folder
 
 
-def exported(model: Path, folder: Path, name: str) -> Path:
-    """The parts as three files of a format, for 32 pixels, beside the settings of `model`."""
+def exported(model: Path, folder: Path, name: str, leaves: Sequence[str] = LEAVES) -> Path:
+    """The parts as files of a format, for 32 pixels, beside the settings of `model`."""
     exporter = registry.load(f"export.{name}")
     inputs = {
         "text_encoder": (torch.zeros(1, 5, dtype=torch.int64),),
@@ -46,9 +47,9 @@ def exported(model: Path, folder: Path, name: str) -> Path:
         "decoder": (torch.zeros(1, 8, 4, 4),),
     }
     makers = {"text_encoder": text_encoder, "unet": tiny.unet, "decoder": tiny.decoder}
-    for leaf, make in makers.items():
+    for leaf in leaves:
         config = exporter.Config(**({"dynamic": False} if "dynamic" in exporter.Config.model_fields else {}))
-        exporter.export(make().module, inputs[leaf], folder / f"{leaf}{exporter.SUFFIX}", config, metadata={})
+        exporter.export(makers[leaf]().module, inputs[leaf], folder / f"{leaf}{exporter.SUFFIX}", config, metadata={})
     for setting in SETTINGS:
         (folder / setting).write_bytes((model / setting).read_bytes())
     return folder

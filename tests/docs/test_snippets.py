@@ -35,6 +35,7 @@ def test_every_format_has_a_snippet() -> None:
     assert {"onnx", "ort", "openvino"} <= set(SECTIONS)
 
 
+@pytest.mark.filterwarnings("ignore:This API is experimental")  # ExecuTorch's, whenever it is first imported
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_snippet_makes_the_picture(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exporter = registry.load(f"export.{name}")
