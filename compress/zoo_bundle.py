@@ -96,9 +96,8 @@ def _entry(name: str, outcome: Outcome, temporary: Path, *, seconds: bool) -> zo
     parts, usual = ours.parts, ours.usual
     sampling = {key: getattr(usual, key) for key in ("pixels", "steps", "guidance", "solver")}
     write_json(temporary / "sampling.json", sampling)
-    files = {setting: ours.folder / setting for setting in OWN_SETTINGS} | {
-        "sampling.json": temporary / "sampling.json"
-    }
+    files = {setting: ours.folder / setting for setting in OWN_SETTINGS}
+    files |= {"sampling.json": temporary / "sampling.json"}
     for leaf, part in parts.parts.items():
         files |= part.files(leaf, parts.format)
     tools = {package: version for part in parts.parts.values() for package, version in part.tools.items()}
