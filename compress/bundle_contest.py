@@ -120,7 +120,7 @@ def as_baseline(
     drawn = judging.draw_all(before.model, demands.prompts, before.way, tell, "the bundle to be replaced")
     return baselines.of_now(
         conditions(before, reference, demands.prompts),
-        judging.measured(reference.drawn, drawn, demands.gates, to_truth=True),
+        judging.measured(reference.drawn, drawn, demands.gates),
         latency=_ratio(before, reference, drawn, demands, threads),
         sizes=gates.Sizes(before.parts.bytes, reference.bytes),
     )

@@ -26,7 +26,7 @@ from compress.located import RecipeError, read_document
 from compress.recipe import Reading
 from compress.sampling.generator import Way
 from compress.schema import Schema
-from compress.written import RELATIVE_LIMITS, Gate, Word
+from compress.written import RELATIVE_LIMITS, Gate, Solver, Word
 
 # Set before a bundle was ever measured, from published figures to the 16-bit pictures of the same seeds (SVDQuant,
 # arXiv:2411.05007): 8 bits LPIPS 0.09 to 0.11 and PSNR 24 to 27 dB, 4 bits 0.22 to 0.32 and 18 to 21 dB. A
@@ -47,7 +47,7 @@ class Drawing(Schema):
 
     steps: int | None = Field(None, ge=1)
     guidance: float | None = Field(None, ge=0)
-    solver: Literal["dpm_solver", "ddim"] | None = None
+    solver: Solver | None = None
 
     def said(self) -> dict[str, Any]:
         """What was not left out."""

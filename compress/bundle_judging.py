@@ -8,11 +8,9 @@ import hashlib
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from compress import evaluation
@@ -20,8 +18,7 @@ from compress.errors import UserError
 from compress.generation import FLAT, Model
 from compress.runs import Emit, Event
 from compress.sampling.generator import Way, generate
-from compress.sampling.latents import NotFinite
-from compress.sampling.parts import PATCH
+from compress.sampling.series import draw_each
 from compress.written import Gate
 from eval import baseline as baselines
 from eval import compare, gates
@@ -70,29 +67,17 @@ def draw_all(model: Model, prompts: Sequence[str], way: Way, tell: Emit, name: s
     Raises:
         UserError: what is asked for cannot be drawn at all.
     """
-    images, latents, seconds, broken, notes = [], [], [], [], []
-    z, height, width = model.networks.latent_shape
-    for index, prompt in enumerate(prompts):
+
+    def told(index: int, prompt: str) -> None:
         tell(Event(kind="progress", name=f"drawing: {name}", text=prompt, done=index, total=len(prompts)))
-        begun, seen = time.perf_counter(), list[np.ndarray]()
-        try:
-            here = replace(way, seed=way.seed + index)
-            made = generate([prompt], model.networks, model.settings, here, watch=seen.append)
-        except NotFinite as error:
-            broken.append(f"'{prompt}': {error}")
-            images.append(np.full((1, 3, height * PATCH, width * PATCH), math.nan, np.float32))
-            latents.append(np.full((1, way.steps, z, height, width), math.nan, np.float32))
-            continue
-        seconds.append(time.perf_counter() - begun)
-        images.append(made.images)
-        latents.append(np.stack(seen[1:], axis=1).astype(np.float32))
-        notes += [note.replace("prompt 1", f"prompt {index + 1}") for note in made.notes]
+
+    found = draw_each(prompts, model.networks, model.settings, way, told)
     return Drawn(
-        images=torch.from_numpy(np.concatenate(images).astype(np.float32, copy=False)),
-        latents=torch.from_numpy(np.concatenate(latents)),
-        seconds=statistics.median(seconds) if seconds else math.nan,
-        broken=tuple(broken),
-        notes=tuple(notes),
+        images=torch.from_numpy(found.images),
+        latents=torch.from_numpy(found.latents),
+        seconds=statistics.median(found.seconds) if found.seconds else math.nan,
+        broken=found.broken,
+        notes=found.notes,
     )
 
 
@@ -113,16 +98,13 @@ def require_sound(reference: Drawn) -> None:
         )
 
 
-def measured(
-    reference: Drawn, candidate: Drawn, asked: Sequence[Gate], *, to_truth: bool = False
-) -> tuple[compare.Measurement, ...]:
+def measured(reference: Drawn, candidate: Drawn, asked: Sequence[Gate]) -> tuple[compare.Measurement, ...]:
     """Every metric of every picture, and of the latents, to the reference's.
 
     Args:
         reference: What the float model drew.
         candidate: What is measured.
         asked: Gates, whose metrics are measured besides the usual ones.
-        to_truth: Once more as if to the ground truth, which the reference's pictures are to a gate on another bundle.
 
     Raises:
         EvalError: a metric or the weights of its net are missing.
@@ -133,8 +115,7 @@ def measured(
         compare.compare_drawn(theirs, ours, of_images)
         for theirs, ours in zip(reference.images.split(BATCH), candidate.images.split(BATCH), strict=True)
     )
-    found = (*pictures, *compare.compare_tensors(reference.latents, candidate.latents, (LATENT_SQNR,)))
-    return (*found, *(replace(one, against="ground_truth") for one in found)) if to_truth else found
+    return (*pictures, *compare.compare_tensors(reference.latents, candidate.latents, (LATENT_SQNR,)))
 
 
 def judge(
@@ -152,7 +133,7 @@ def judge(
     Raises:
         EvalError: a metric or the weights of its net are missing.
     """
-    found = measured(reference, candidate, asked, to_truth=baseline is not None)
+    found = measured(reference, candidate, asked)
     verdicts = gates.judge(
         evaluation.specs(asked), found, subject=subject, latency=ratio, sizes=sizes, baseline=baseline
     )

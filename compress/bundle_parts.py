@@ -11,7 +11,8 @@ from typing import Any
 
 from compress.components import licence_of
 from compress.errors import UserError
-from compress.export_stage import artifact_with
+from compress.export import _run
+from compress.export_stage import artifact_with, formats
 from compress.files import parts_of, read_json, size_of
 from compress.generation import LEAVES, PRESETS, Leaf
 from compress.headers import entries
@@ -19,7 +20,7 @@ from compress.zoo_entry import FLOAT_TENSORS, FLOAT_TOLERANCE
 from compress.zoo_index import Card, digest, read_card
 
 TORCH = "torch"
-FORMATS = {"onnx": ".onnx", "ort": ".ort", "litert": ".tflite", "openvino": ".openvino", "executorch": ".pte"}
+FORMATS = {formats()[suffix]: suffix for suffix in _run.suffixes() if suffix in formats()}  # that draw without torch
 ORDER = (*FORMATS, TORCH)  # which is taken where nothing is said and the parts have several
 VARIANT = ("arch.json", "weights.safetensors", "quantization.json", "lineage.json")  # of a variant's folder
 UNKNOWN = "unknown"

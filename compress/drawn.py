@@ -24,7 +24,7 @@ from compress.written import Data, Drawn, Solver
 from eval import compare
 
 PARTS = ("text_encoder", "unet", "decoder")
-AT_ONCE = 8  # prompts
+AT_ONCE = 2  # samples of a module: one prompt, with its text and without
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -145,9 +145,13 @@ def draw(
     run: Callable[..., torch.Tensor] | None = None,
     batch: int = AT_ONCE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures [n, 3, size, size], and the latents after each step [n, steps, z, h, w]; by the teacher or by `run`."""
-    from compress.sampling.generator import Way, generate, read_settings
+    """Pictures [n, 3, size, size], and the latents after each step [n, steps, z, h, w]; by the teacher or by `run`.
+
+    What `run` makes that is not finite gives NaN, which no gate passes.
+    """
+    from compress.sampling.generator import Way, read_settings
     from compress.sampling.modules import from_modules
+    from compress.sampling.series import draw_each
 
     settings = read_settings(sheet.family)
     parts = {**sheet.others, sheet.part: sheet.teacher}
@@ -156,14 +160,11 @@ def draw(
     if run is not None:
         call = _on_arrays(run, batch)
         networks = replace(networks, unet=call) if sheet.part == "unet" else replace(networks, text_encoder=call)
-    images, latents = [], []
-    for begin in range(0, len(sheet.prompts), AT_ONCE):
-        seen: list[np.ndarray] = []
-        way = Way(solver=solver, steps=steps, guidance=guidance, seed=sheet.seed + begin)
-        made = generate(sheet.prompts[begin : begin + AT_ONCE], networks, settings, way, watch=seen.append)
-        images.append(torch.from_numpy(made.images))
-        latents.append(torch.from_numpy(np.stack(seen[1:], axis=1)))
-    return torch.cat(images), torch.cat(latents)
+    way = Way(solver=solver, steps=steps, guidance=guidance, seed=sheet.seed)
+    found = draw_each(sheet.prompts, networks, settings, way)
+    if found.broken and run is None:
+        raise UserError(f"data.drawn: the uncompressed model itself does not draw {found.broken[0]}")
+    return torch.from_numpy(found.images), torch.from_numpy(found.latents)
 
 
 def _on_arrays(run: Callable[..., torch.Tensor], batch: int) -> Callable[..., np.ndarray]:

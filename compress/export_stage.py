@@ -186,19 +186,20 @@ def unmeasured(plan: Plan, exporter: Any, name: str) -> tuple[gates.Verdict, ...
     )
 
 
-def _formats() -> dict[str, str]:
+def formats() -> dict[str, str]:
+    """The format of every suffix."""
     return {registry.load(name).SUFFIX: name.removeprefix("export.") for name in registry.names("export")}
 
 
 def is_artifact(path: Path) -> bool:
     """Whether a file or a folder is one of a format that exporters write, by its suffix."""
-    return path.is_file() or (path.is_dir() and path.suffix in _formats())
+    return path.is_file() or (path.is_dir() and path.suffix in formats())
 
 
 def artifact_with(file: Path, entry: Path) -> Path:
     """The artifact that a file of a zoo entry is, or belongs to where a folder is one artifact."""
     folders = [entry.joinpath(*parts) for parts in _beginnings(file.relative_to(entry).parts[:-1])]
-    return next((folder for folder in folders if folder.suffix in _formats()), file)
+    return next((folder for folder in folders if folder.suffix in formats()), file)
 
 
 def _beginnings(parts: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -217,7 +218,7 @@ def format_of(path: Path) -> str:
     Raises:
         UserError: no exporter writes such files; names those that there are.
     """
-    suffixes = _formats()
+    suffixes = formats()
     if path.suffix not in suffixes:
         raise UserError(f"{path}: no format has the suffix '{path.suffix}'; known: {', '.join(sorted(suffixes))}")
     return suffixes[path.suffix]

@@ -227,7 +227,9 @@ def _check_gates(recipe: Recipe, kind: Kind) -> None:
 
 
 def _to_teacher(gate: Gate) -> bool:
-    return gate.against == "reference" and gate.of == "candidate" and (gate.min is not None or gate.max is not None)
+    """Whether a gate on drawn pictures needs no other truth than the teacher's pictures."""
+    within = gate.min is not None or gate.max is not None
+    return gate.against == "baseline" or (gate.against == "reference" and gate.of == "candidate" and within)
 
 
 def _check_exports(recipe: Recipe, prediction: Prediction) -> None:

@@ -15,6 +15,7 @@ from compress.bundle_parts import INTEGERS_DB, TORCH, WHOLE_DB
 from compress.comparable import EVALUATED
 from compress.errors import UserError
 from compress.files import write_json
+from compress.generation import OWN_SETTINGS
 from compress.runs import Emit, Event
 from compress.zoo_entry import tools_of
 from compress.zoo_index import INDEX, check_name, read_index
@@ -22,7 +23,6 @@ from eval import compare, gates
 from eval.metrics import latency
 
 SAMPLES = 4  # prompts whose pictures are kept, and drawn again by `zoo verify`
-SETTINGS = ("tokenizer.json", "scheduler.json", "latents.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,7 +96,8 @@ def _entry(name: str, outcome: Outcome, temporary: Path, *, seconds: bool) -> zo
     parts, usual = ours.parts, ours.usual
     sampling = {key: getattr(usual, key) for key in ("pixels", "steps", "guidance", "solver")}
     write_json(temporary / "sampling.json", sampling)
-    files = {setting: ours.folder / setting for setting in SETTINGS} | {"sampling.json": temporary / "sampling.json"}
+    files = {setting: ours.folder / setting for setting in OWN_SETTINGS}
+    files |= {"sampling.json": temporary / "sampling.json"}
     for leaf, part in parts.parts.items():
         files |= part.files(leaf, parts.format)
     tools = {package: version for part in parts.parts.values() for package, version in part.tools.items()}

@@ -28,6 +28,7 @@ REGRESSION: dict[str, tuple[str, float]] = {
     "lpips": ("max_rise", 0.005),
     "sqnr": ("max_drop", 0.5),
     "cosine": ("max_drop", 0.002),
+    "latent_sqnr": ("max_drop", 1.0),
     "latency": ("max_ratio", 1.1),
     "peak_memory": ("max_ratio", 1.1),
     "size": ("max_ratio", 1.02),

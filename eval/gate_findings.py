@@ -152,8 +152,11 @@ def _matching(
     comparison: baselines.Comparison | None,
 ) -> list[Measurement] | str:
     """The measurements that a gate is about, the candidate's first; or what is missing."""
-    direct = "reference" if registry.takes(spec.metric) == "tensors" else "ground_truth"
+    direct = "ground_truth" if registry.takes(spec.metric) == "images" else "reference"
     stored = spec.against == "baseline"
+    before = None if comparison is None else baselines.find(comparison.stored, spec.metric, net_of(spec))
+    if stored and before is not None:  # pictures that a UNet draws have no other truth than the reference's
+        direct = before.against
     if relative:
         wanted = [("candidate", direct)] if stored else [("candidate", direct), ("reference", direct)]
     else:
@@ -168,7 +171,6 @@ def _matching(
         found += matching
     if stored:
         refused = _refused(spec, comparison, found[0])
-        before = None if comparison is None else baselines.find(comparison.stored, spec.metric, net_of(spec))
         if refused or before is None:
             return refused
         found.append(before)

@@ -19,12 +19,11 @@ from score_t2i import NEAREST, Quiz, as_images, draw_all, places, sheet, threads
 
 from calibration.captions import read_captions, render
 from compress.files import write_atomically, write_bytes, write_text
-from compress.generation import open_model
+from compress.generation import OWN_SETTINGS, open_model
 from compress.sampling.generator import Way
 
 PRESETS = Path(__file__).resolve().parent.parent / "compress" / "components" / "presets"
 PARTS = ("text_encoder", "unet")
-SETTINGS = ("tokenizer.json", "scheduler.json", "latents.json")
 COLUMNS, ROWS = 8, 6
 GRID_PIXELS = 96  # of each picture on the card
 
@@ -34,7 +33,7 @@ def copy(run: Path, folder: Path) -> None:
     for part in PARTS:
         for name in ("arch.json", "weights.safetensors"):
             write_bytes(folder / part / name, (run / part / name).read_bytes())
-    for name in SETTINGS:
+    for name in OWN_SETTINGS:
         write_bytes(folder / name, (run / name).read_bytes())
 
 

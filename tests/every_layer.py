@@ -14,13 +14,33 @@ from compress.nn.affine import (
     PerTensor,
     QuantizedWeight,
     absmax_scale,
+    activation_range,
     round_to_scale,
 )
-from compress.nn.qmodules import QuantizedLayer, quantize_layer, quantized
+from compress.nn.qmodules import QuantizedLayer, quantizable, quantize_layer, quantized
 from compress.nn.surgery import replaced
 
 IDS = torch.tensor([[0, 3, 8, 1, 1, 7]])
 GRID = ActivationRange(scale=0.02, zero_point=128)
+
+
+def ranges(module, x):
+    """Input and output ranges of every layer but embeddings, on some inputs."""
+    found = {}
+
+    def note(name):
+        def hook(_, inputs, output):
+            found[name] = tuple(activation_range(float(t.min()), float(t.max())) for t in (inputs[0], output))
+
+        return hook
+
+    layers = {n: m for n, m in quantizable(module).items() if not isinstance(m, nn.Embedding)}
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+    with torch.no_grad():
+        module(*x)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 class Net(nn.Module):

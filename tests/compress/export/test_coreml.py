@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import tiny
 import torch
+from every_layer import ranges
 from torch import nn
 
 from compress.errors import UserError
@@ -18,7 +19,6 @@ from compress.nn.affine import (
     PerTensor,
     QuantizedWeight,
     absmax_scale,
-    activation_range,
     round_to_scale,
     scale_shape,
 )
@@ -31,25 +31,6 @@ from compress.export import coreml
 from compress.export._coreml_package import MANIFEST, MODEL, WEIGHTS
 
 FLOAT32, FLOAT16 = coreml.Config(), coreml.Config(precision="float16")
-
-
-def ranges(module, x):
-    """Input and output ranges of every layer but embeddings."""
-    found = {}
-
-    def note(name):
-        def hook(_, inputs, output):
-            found[name] = tuple(activation_range(float(t.min()), float(t.max())) for t in (inputs[0], output))
-
-        return hook
-
-    layers = {n: m for n, m in quantizable(module).items() if not isinstance(m, nn.Embedding)}
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
-    with torch.no_grad():
-        module(*x)
-    for hook in hooks:
-        hook.remove()
-    return found
 
 
 def stored(weight, bits, granularity):

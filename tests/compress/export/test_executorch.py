@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from every_layer import ranges
 from torch import nn
 from torch.nn import functional
 
@@ -14,7 +15,6 @@ from compress.nn.affine import (
     PerGroup,
     PerTensor,
     absmax_scale,
-    activation_range,
     round_to_scale,
 )
 from compress.nn.qmodules import QuantizedLayer, quantizable, quantize_layer, quantized
@@ -85,24 +85,6 @@ class Parts(nn.Module):
     def forward(self, x):
         x = functional.interpolate(self.depthwise(self.first(x)), scale_factor=2.0)
         return self.head(functional.silu(self.norm(self.loud(self.kept(x)))).mean((2, 3)))
-
-
-def ranges(module, x):
-    found = {}
-
-    def note(name):
-        def hook(_, inputs, output):
-            found[name] = tuple(activation_range(float(t.min()), float(t.max())) for t in (inputs[0], output))
-
-        return hook
-
-    layers = {n: m for n, m in quantizable(module).items() if not isinstance(m, nn.Embedding)}
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
-    with torch.no_grad():
-        module(*x)
-    for hook in hooks:
-        hook.remove()
-    return found
 
 
 def static(module, x, *, kept=(), one_scale=()):
