@@ -1,4 +1,4 @@
-"""Does a drawn picture show what was asked for: is that picture among its 10 nearest of a captioned folder?
+"""Whether a drawn picture shows what was asked for: that picture is among its 10 nearest of a captioned folder.
 
 Source: recall at 10, after the R-precision of text-to-image synthesis (Xu et al. 2018, arXiv:1711.10485).
 Differs: among pictures rather than captions, by the distance of eval/neighbours.py rather than a network's, so it needs
@@ -17,9 +17,7 @@ RANGE = (0.0, 1.0)
 NEEDS_NET = False
 TAKES = "asked"
 NEAREST = 10
-DEFINITION = (
-    "picture asked for among the 10 nearest of the captioned folder: 1, or else 0; Euclidean at 32x32, or mirrored"
-)
+DEFINITION = "picture asked for among the 10 nearest of the captioned folder: 1, else 0; Euclidean at 32x32, or mirrored"
 
 
 def measure(
