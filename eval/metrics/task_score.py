@@ -17,7 +17,7 @@ RANGE = (0.0, 1.0)
 NEEDS_NET = False
 TAKES = "asked"
 NEAREST = 10
-DEFINITION = "picture asked for among the 10 nearest of the captioned folder: 1, else 0; Euclidean at 32x32, or mirrored"
+DEFINITION = "picture asked for among the 10 nearest of the folder: 1, else 0; Euclidean at 32x32, mirrored or not"
 
 
 def measure(
