@@ -134,6 +134,8 @@ def _unjudged(gate: Gate, *, baseline: bool) -> str:
         return "peak_memory is not measured of a bundle; gate its components"
     if gate.metric in ("sqnr", "cosine"):
         return f"{gate.metric} is of one component's tensors; latent_sqnr is of a bundle's latents, step by step"
+    if gate.metric == "task_score":
+        return "task_score looks among captioned pictures, of which a bundle has none: gate its UNet (data.drawn)"
     if gate.against == "ground_truth" or gate.of == "reference" or (relative and gate.against == "reference"):
         return "there is no photograph of what words mean: use min or max, which are to the reference's pictures"
     if gate.against == "baseline" and not baseline:

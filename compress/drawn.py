@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from calibration import prompts
+from compress import asked
 from compress.components import beside, load_variant
 from compress.errors import UserError
 from compress.feeds._captions import has_captions
@@ -49,6 +50,7 @@ class Sheet:
     seed: int
     images: torch.Tensor  # [n, 3, size, size] in [0, 1]
     latents: torch.Tensor  # [n, steps, z, size / 8, size / 8], after each step
+    sought: asked.Asked | None = None  # what the prompts ask for, where a gate is about that
 
 
 def companions(component: str, teacher: Path, checkpoint: Path | None) -> dict[str, Path]:
@@ -86,9 +88,16 @@ def texts(data: Data) -> tuple[str, ...]:
 
 
 def draw_teacher(
-    part: str, teacher: nn.Module, folders: Mapping[str, Path], family: Path, data: Data, seed: int
+    part: str,
+    teacher: nn.Module,
+    folders: Mapping[str, Path],
+    family: Path,
+    data: Data,
+    seed: int,
+    *,
+    as_asked: bool = False,
 ) -> Sheet:
-    """The teacher's pictures.
+    """The teacher's pictures; with `as_asked` also the evaluation's, which the prompts are the names of.
 
     Raises:
         UserError: the networks do not fit each other or the settings, or what they draw is not finite.
@@ -113,7 +122,9 @@ def draw_teacher(
         how.steps if how.teacher_steps is None else how.teacher_steps,
         how.guidance if how.teacher_guidance is None else how.teacher_guidance,
     )
-    return replace(sheet, images=images, latents=latents)
+    source, size = data.evaluation.source, data.evaluation.size
+    wanted = asked.load(source, sheet.prompts, size=size) if as_asked else None
+    return replace(sheet, images=images, latents=latents, sought=wanted)
 
 
 def measure(sheet: Sheet, run: Callable[..., torch.Tensor], batch: int, metrics: Sequence[compare.Metric]) -> Drawing:
@@ -123,17 +134,22 @@ def measure(sheet: Sheet, run: Callable[..., torch.Tensor], batch: int, metrics:
         sheet: The teacher's.
         run: The candidate: a module, or a file in its runtime.
         batch: How many samples it takes at once.
-        metrics: Of images and of latents.
+        metrics: Of images, of latents, and of what was asked for.
     """
     how = sheet.how
     images, latents = draw(sheet, how.solver, how.steps, how.guidance, run, batch)
-    of_latents = [m for m in metrics if compare.takes(m) == "latents"]
+    of_images, of_latents, of_asked = (
+        [m for m in metrics if compare.takes(m) == takes] for takes in ("images", "latents", "asked")
+    )
     found = compare.joined(
-        compare.compare_drawn(theirs, mine, [m for m in metrics if m not in of_latents])
+        compare.compare_drawn(theirs, mine, of_images)
         for theirs, mine in zip(sheet.images.split(2), images.split(2), strict=True)
     )
     if of_latents:
         found += compare.compare_tensors(sheet.latents, latents, of_latents)
+    if of_asked and sheet.sought is not None:
+        both: dict[compare.Of, torch.Tensor] = {"candidate": images, "reference": sheet.images}
+        found += compare.compare_asked(sheet.sought.gallery, sheet.sought.right, both, of_asked)
     return Drawing(images=images, measurements=found)
 
 

@@ -77,6 +77,10 @@ def _gate(name: str, gate: Json) -> Json:
         properties["net"] = {**_not_null(properties["net"]), "default": "st-alex"}
     else:
         del properties["net"]
+    if traits.of_asked:
+        absolute = {"anyOf": [{"required": [limit]} for limit in WINDOW]}
+        truth = {"properties": {"against": {"const": "ground_truth"}}, "required": ["against"]}
+        gate = {**gate, "if": absolute, "then": truth}
     if not traits.of_images:
         properties |= {"of": {"const": "candidate"}, "against": {"const": "reference"}}
     if not traits.sampled:

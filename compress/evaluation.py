@@ -25,7 +25,7 @@ from compress.recipe import Gate
 from compress.records import Feed, Inputs, Variant
 from compress.runs import Emit, RunFolder
 from compress.store import ROOT, Store, key_of
-from eval import compare, gates
+from eval import compare, gates, metrics
 from eval.metrics import latency
 
 BATCH = 2  # samples measured at once
@@ -118,14 +118,18 @@ def feed_of(plan: Plan) -> Feed:
 def prepare(plan: Plan, feed: Feed, teacher: nn.Module) -> Basis:
     """Load the evaluation samples, and run the teacher on them."""
     found, part, data = feed.evaluation(), plan.recipe.component.rpartition("/")[2], plan.source.data
-    family, seed = plan.teacher.parent, plan.recipe.seed
+    family, seed, wanted = plan.teacher.parent, plan.recipe.seed, specs(plan.recipe.gates)
     return Basis(
         names=found.names,
         truth=found.truth,
         inputs=found.inputs,
         reference=outputs(teacher, found.inputs),
         digest=found.digest,
-        sheet=drawn.draw_teacher(part, teacher, plan.drawn, family, data, seed) if data.drawn else None,
+        sheet=drawn.draw_teacher(
+            part, teacher, plan.drawn, family, data, seed, as_asked=bool(gates.metrics_of(wanted, takes="asked"))
+        )
+        if data.drawn
+        else None,
     )
 
 
@@ -185,7 +189,8 @@ def drawn_by(basis: Basis, run: Run, batch: int, wanted: Sequence[gates.GateSpec
     """
     if basis.sheet is None:
         return drawn.Drawing(images=torch.empty(0), measurements=())
-    asked = (*PICTURES, *gates.metrics_of(wanted), *gates.metrics_of(wanted, takes="latents"))
+    takes: tuple[metrics.Takes, ...] = ("images", "latents", "asked")
+    asked = (*PICTURES, *(one for what in takes for one in gates.metrics_of(wanted, takes=what)))
     return drawn.measure(basis.sheet, run, batch, tuple(dict.fromkeys(asked)))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from calibration.prompts import CAPTIONS
-from compress import drawn, feeds, registry
+from compress import asked, drawn, feeds, registry
 from compress import recipe as recipes
 from compress.components import beside, check_variant, cost_of, files_of, find, kind_of, read_arch
 from compress.errors import UserError
@@ -138,6 +138,8 @@ def make_plan(recipe: Recipe, *, checkpoint: Path | None = None, code: Code | No
     data = _with_own_captions(recipe.data, teacher.parent)
     if data.drawn is not None:
         drawn.texts(data)
+    if any(registry.metric_traits(gate.metric).of_asked for gate in recipe.gates):
+        asked.check(data.evaluation.source)
     source = feeds.Source(arch=arch, folder=teacher, companions=companions, data=data, seed=recipe.seed)
     feed, pixels = feeds.of(kind), recipe.data.evaluation.size
     digests = feed.digests(source)
@@ -202,12 +204,13 @@ def _with_own_captions(data: Data, family: Path) -> Data:
 def _check_gates(recipe: Recipe, kind: Kind) -> None:
     """Refuse metrics of pictures where none are made or drawn, and of steps where they are not the same."""
     traits = [registry.metric_traits(name) for name in registry.metrics()]
-    pictures = {one.name for one in traits if one.of_images and kind.output != "image"}
-    steps = {one.name for one in traits if one.of_drawn}
+    pictures = {one.name for one in traits if one.of_images and not one.of_drawn and kind.output != "image"}
+    drawings = {one.name for one in traits if one.of_drawn}
+    steps = {one.name for one in traits if one.of_drawn and not one.of_asked}
     used, how = {gate.metric for gate in recipe.gates}, recipe.data.drawn
-    wrong = sorted(used & (pictures | steps)) if how is None else []
+    wrong = sorted(used & (pictures | drawings)) if how is None else []
     if wrong:
-        fitting = ", ".join(one.name for one in traits if one.name not in pictures | steps)
+        fitting = ", ".join(one.name for one in traits if one.name not in pictures | drawings)
         raise UserError(
             f"gates: {', '.join(wrong)} compare pictures, and {recipe.component} makes {kind.output}, which are "
             f"compared with the uncompressed component's; metrics that fit: {fitting}; or let its model draw pictures "

@@ -76,6 +76,7 @@ class MetricTraits:
     name: str
     of_images: bool
     of_drawn: bool  # of a sampler's steps, so only where pictures are drawn
+    of_asked: bool  # of drawn pictures and those that their prompts ask for, so only with a captioned folder
     sampled: bool  # one value per picture or tensor, not one per model
     needs_net: bool
     limits: tuple[str, ...]
@@ -152,8 +153,8 @@ def metrics() -> list[str]:
 def metric_traits(name: str) -> MetricTraits:
     """How a metric may be judged, from the constants that its file declares; the file is parsed, not imported.
 
-    TAKES says what a metric is measured of: images; tensors or latents, which have no ground truth; or it is a cost
-    (latency, size), judged by `max` or as a ratio to the reference.
+    TAKES says what a metric is measured of: images, or what of them was asked for; tensors or latents, which have no
+    ground truth; or it is a cost (latency, size), judged by `max` or as a ratio to the reference.
 
     Raises:
         UserError: no such metric.
@@ -167,8 +168,9 @@ def metric_traits(name: str) -> MetricTraits:
     limits = ("min", "max_drop") if higher else ("max", "max_rise")
     return MetricTraits(
         name=name,
-        of_images=takes == "images",
-        of_drawn=takes == "latents",
+        of_images=takes in ("images", "asked"),
+        of_drawn=takes in ("latents", "asked"),
+        of_asked=takes == "asked",
         sampled=takes != "cost",
         needs_net=_constant(tree, "NEEDS_NET") is True,
         limits=limits if takes != "cost" else ("max", "max_ratio"),

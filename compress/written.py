@@ -172,6 +172,11 @@ class Gate(Schema):
         return self._sets_fit(traits, given[0])
 
     def _sets_fit(self, traits: registry.MetricTraits, limit: str) -> "Gate":
+        if traits.of_asked and self.against == "reference" and limit not in RELATIVE_LIMITS:
+            raise ValueError(
+                f"{self.metric} compares with the pictures that were asked for: add 'against: ground_truth', or use "
+                f"{traits.limits[1]}"
+            )
         if self.against == "baseline" and limit not in RELATIVE_LIMITS:
             raise ValueError(f"{limit} says nothing of a baseline; use {', '.join(RELATIVE_LIMITS)}")
         if self.against == "reference" and traits.sampled and not traits.of_images and limit in RELATIVE_LIMITS:

@@ -147,6 +147,30 @@ def compare_drawn(reference: Tensor, candidate: Tensor, metrics: Sequence[Metric
     return _all_measured(reference, candidate, metrics, mine, theirs)
 
 
+def compare_asked(
+    gallery: Tensor, right: Tensor, drawn: Mapping[Of, Tensor], metrics: Sequence[Metric]
+) -> tuple[Measurement, ...]:
+    """Measure whether drawn pictures show what was asked for, each model's to the captioned pictures.
+
+    Args:
+        gallery: The captioned pictures [m, 3, h, w] in [0, 1].
+        right: The number of the picture that each prompt asks for [n].
+        drawn: Pictures of the prompts [n, 3, h, w], by whom.
+        metrics: That take what was asked.
+    """
+    return tuple(
+        _record(
+            metric,
+            of,
+            "ground_truth",
+            registry.get(metric.name).measure(images, gallery, right).tolist(),
+            [None if bool(one.isfinite().all()) else f"{of} has a picture that is not finite" for one in images],
+        )
+        for metric in metrics
+        for of, images in drawn.items()
+    )
+
+
 def _misshapen(reference: Tensor, candidate: Tensor) -> str:
     return f"shape {list(candidate.shape)} where {list(reference.shape)} is expected"
 

@@ -152,7 +152,7 @@ def _matching(
     comparison: baselines.Comparison | None,
 ) -> list[Measurement] | str:
     """The measurements that a gate is about, the candidate's first; or what is missing."""
-    direct = "ground_truth" if registry.takes(spec.metric) == "images" else "reference"
+    direct = "ground_truth" if registry.takes(spec.metric) in ("images", "asked") else "reference"
     stored = spec.against == "baseline"
     before = None if comparison is None else baselines.find(comparison.stored, spec.metric, net_of(spec))
     if stored and before is not None:  # pictures that a UNet draws have no other truth than the reference's

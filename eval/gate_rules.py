@@ -79,6 +79,8 @@ def _sampled(spec: GateSpec, given: Sequence[Kind]) -> Iterator[str]:
     relative = [kind for kind in given if kind in ("max_drop", "max_rise")]
     if relative and (spec.of, spec.against) not in (("candidate", "reference"), ("candidate", "baseline")):
         yield f"{relative[0]} compares the candidate with the reference: use against: reference"
+    if registry.takes(spec.metric) == "asked" and not relative and spec.against != "ground_truth":
+        yield f"{spec.metric} compares with what was asked for: use against: ground_truth, or {allowed[1]}"
     if registry.takes(spec.metric) == "tensors":
         if spec.against == "ground_truth" or spec.of == "reference":
             yield f"{spec.metric} compares the candidate with the reference; there is no ground truth of it"

@@ -61,6 +61,7 @@ FLOORS: Mapping[str, GateSpec] = {
     "colour_shift": GateSpec(metric="colour_shift", of="reference", against="ground_truth", max=8.0),
     "clip_rate": GateSpec(metric="clip_rate", of="reference", against="ground_truth", max=0.1),
     "grid": GateSpec(metric="grid", of="reference", against="ground_truth", max=6.0),
+    "task_score": GateSpec(metric="task_score", of="reference", against="ground_truth", min=0.2),
 }
 
 

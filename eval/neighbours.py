@@ -40,8 +40,13 @@ def ranks(
     return torch.where(_finite(candidates), found, len(gallery))
 
 
+def shrunk(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 32 32"]:
+    """What is compared, and all of a gallery that `ranks` needs."""
+    return functional.adaptive_avg_pool2d(images.float(), SIDE)
+
+
 def _shrunk(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n features"]:
-    return functional.adaptive_avg_pool2d(images.float(), SIDE).flatten(1)
+    return shrunk(images).flatten(1)
 
 
 def _finite(images: Float[Tensor, "n 3 h w"]) -> Bool[Tensor, " n"]:

@@ -2,6 +2,7 @@
 
 python scripts/readme_table.py .demo/run
 python scripts/readme_table.py --formats FILE      the table that benchmarks/formats.py --markdown FILE wrote
+python scripts/readme_table.py --pipelines FILE    the table that scripts/pipelines_table.py --markdown FILE wrote
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMATS = "<!-- every recipe in every format: start -->", "<!-- every recipe in every format: end -->"
+PIPELINES = "<!-- whole models: start -->", "<!-- whole models: end -->"
 START, END = "<!-- numbers of make demo: start -->", "<!-- numbers of make demo: end -->"
 
 
@@ -47,6 +49,8 @@ def table(run: Path) -> str:
 def main() -> None:
     if sys.argv[1] == "--formats":
         put(Path(sys.argv[2]).read_text().strip(), *FORMATS)
+    elif sys.argv[1] == "--pipelines":
+        put(Path(sys.argv[2]).read_text().strip(), *PIPELINES)
     else:
         put(table(Path(sys.argv[1])), START, END)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from compress import components, feeds, registry
 from compress.cli import main
-from compress.plan import make_plan
+from compress.plan import make_plan, with_images
 from compress.recipe import Recipe, read_recipe, to_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -41,6 +42,23 @@ def weights_for(recipe: Recipe, place: Path) -> Path | None:
     return place
 
 
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of one colour each, called by it: enough for the recipes that ask what was drawn."""
+    folder = tmp_path_factory.mktemp("captioned")
+    colours = [(r, g, b) for r in range(20, 230, 30) for g in range(20, 230, 30) for b in range(20, 230, 30)]
+    names = ["{}-{}-{}".format(*colour) for colour in colours]
+    for name, colour in zip(names, colours, strict=True):
+        Image.new("RGB", (128, 128), colour).save(folder / f"{name}.png")
+    rows = [f"{name}.png\tcolour {name}" for name in names]
+    (folder / "captions.tsv").write_text("\n".join(["file\tname", *rows]) + "\n")
+    return folder
+
+
+def asks_what_was_drawn(recipe: Recipe) -> bool:
+    return any(registry.metric_traits(gate.metric).of_asked for gate in recipe.gates)
+
+
 def test_there_are_recipes() -> None:
     assert RECIPES / "decoder" / "d4_c50_kd_w8a8.yaml" in FILES
 
@@ -64,11 +82,12 @@ def test_every_gate_has_a_metric_and_something_is_gated(path: Path) -> None:
 
 
 @each
-def test_the_plan_shrinks_the_component(path: Path, tmp_path: Path) -> None:
+def test_the_plan_shrinks_the_component(path: Path, tmp_path: Path, captioned: Path) -> None:
     pytest.importorskip("skimage", reason="extra photographs is not installed")
     pytest.importorskip("sklearn", reason="extra photographs is not installed")
     recipe = read_recipe(path)
-    plan = make_plan(recipe, checkpoint=weights_for(recipe, tmp_path))
+    shown = with_images(recipe, captioned) if asks_what_was_drawn(recipe) else recipe
+    plan = make_plan(shown, checkpoint=weights_for(recipe, tmp_path))
     last = plan.stages[-1].forecast
     if all(stage.method.startswith("distill.") for stage in recipe.stages):  # fewer sampling steps of the same UNet
         assert last == plan.reference
@@ -80,11 +99,19 @@ def test_the_plan_shrinks_the_component(path: Path, tmp_path: Path) -> None:
 
 
 @each
-def test_check_and_plan_accept_it_by_name(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_and_plan_accept_it_by_name(
+    path: Path, tmp_path: Path, captioned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("skimage", reason="extra photographs is not installed")
     name = path.relative_to(RECIPES).with_suffix("").as_posix()
     assert main(["check", name]) == 0
     capsys.readouterr()
-    checkpoint = weights_for(read_recipe(path), tmp_path)
-    assert main(["plan", name, "--json", *(["--checkpoint", str(checkpoint)] if checkpoint else [])]) == 0
+    recipe = read_recipe(path)
+    checkpoint = weights_for(recipe, tmp_path)
+    given = ["--checkpoint", str(checkpoint)] if checkpoint else []
+    if asks_what_was_drawn(recipe):
+        assert main(["plan", name, *given]) == 2
+        assert "has no captioned pictures" in " ".join(capsys.readouterr().err.split())
+        given += ["--images", str(captioned)]
+    assert main(["plan", name, "--json", *given]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"] == name

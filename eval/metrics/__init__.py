@@ -6,6 +6,7 @@ that changes whenever the same pictures would give another number, so that old n
 `images`  `measure(reference, candidate)` of two batches of pictures [n, 3, h, w] in [0, 1] -> [n]
 `tensors` `measure(reference, candidate)` of two batches of any tensors of one shape [n, ...] -> [n]
 `latents` `measure(reference, candidate)` of two batches of latents after each step of sampling [n, steps, ...] -> [n]
+`asked`   `measure(images, gallery, right)` of drawn pictures, and which of a folder's pictures each should show -> [n]
 `cost`    clocks, files and memory: one number of each model, by calls of the file's own
 """
 
@@ -16,7 +17,7 @@ from typing import Literal
 
 from eval.errors import unknown
 
-Takes = Literal["images", "tensors", "latents", "cost"]
+Takes = Literal["images", "tensors", "latents", "asked", "cost"]
 
 
 def names() -> tuple[str, ...]:

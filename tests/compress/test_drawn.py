@@ -11,6 +11,7 @@ import families
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("tokenizers", reason="prompts go through Hugging Face's tokenizers")
 
@@ -116,6 +117,37 @@ def test_a_candidate_that_is_not_finite_has_no_number_and_a_teacher_is_refused(
         drawn.draw_teacher("unet", broken, folders, family, data, 5)
 
 
+def captioned(folder: Path) -> Path:
+    """Pictures of one colour each, a hundred and one, the last called as the first."""
+    folder.mkdir()
+    colours = [(r, g, 128) for r in range(0, 250, 25) for g in range(0, 250, 25)]
+    rows = ["file\tname"]
+    for number, colour in enumerate([*colours, (255, 255, 255)]):
+        Image.new("RGB", (64, 64), colour).save(folder / f"{number:03d}.png")
+        rows.append(f"{number:03d}.png\tcolour {number % 100}")
+    (folder / "captions.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_the_score_asks_for_the_picture_that_the_prompt_names(family: Path, tmp_path: Path) -> None:
+    side = SIDE | {"source": str(captioned(tmp_path / "pictures"))}
+    data = Data.model_validate({"calibration": side, "evaluation": side, "drawn": HOW | {"count": 8}})
+    folders = {leaf: family / leaf for leaf in drawn.PARTS if leaf != "unet"}
+    teacher = load_variant(family / "unet").module
+    sheet = drawn.draw_teacher("unet", teacher, folders, family, data, 5, as_asked=True)
+    assert sheet.sought is not None and len(sheet.sought.gallery) == 101
+    asked_for = sheet.sought.gallery[sheet.sought.right]
+    numbers = [int(prompt.removeprefix("colour ")) for prompt in sheet.prompts]
+    wanted = [[n // 10 * 25 / 255, n % 10 * 25 / 255, 128 / 255] for n in numbers]
+    np.testing.assert_allclose(asked_for[:, :, 7, 7].numpy(), wanted, atol=1e-6)
+    right = replace(sheet, images=asked_for.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    metrics = (Metric(name="psnr"), Metric(name="task_score"))
+    _, mine, theirs = drawn.measure(right, teacher, 2, metrics).measurements
+    assert (mine.of, theirs.of) == ("candidate", "reference") and theirs.values == (1.0,) * 8
+    assert sum(mine.values) < 8  # weights by chance do not draw colours
+    assert drawn.draw_teacher("unet", teacher, folders, family, data, 5).sought is None
+
+
 def test_fewer_steps_and_no_guidance_are_compared_with_the_teachers_own(sheet: drawn.Sheet, family: Path) -> None:
     own = {"teacher_solver": "ddim", "teacher_steps": 3, "teacher_guidance": 2.0}
     few = drawn_by_teacher(family, "unet", count=2, solver="dpm_solver", steps=1, guidance=1.0, **own)
@@ -183,6 +215,9 @@ def test_gates_on_pictures_judge_a_unet(family: Path, tmp_path: Path, monkeypatc
         ("unet", [{"metric": "latent_sqnr", "min": 20}], HOW | {"teacher_steps": 4}, "3 are not the teacher's"),
         ("unet", [{"metric": "psnr", "min": 20}], HOW | {"count": 5000}, "5000 asked"),
         ("encoder", [{"metric": "sqnr", "min": 20}], HOW, "leave it out"),
+        ("unet", [{"metric": "task_score", "max_drop": 0.1}], None, "task_score compare pictures"),
+        ("unet", [{"metric": "task_score", "max_drop": 0.1}], HOW, "captions has no captioned pictures"),
+        ("unet", [{"metric": "task_score", "min": 0.5}], HOW, "add 'against: ground_truth'"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_the_plan(

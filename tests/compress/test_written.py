@@ -28,7 +28,7 @@ _LIMITS = ("min", "max", "max_drop", "max_rise", "max_ratio")
             "{metric: psrn, min: 3}",
             "8:6: gates.0.metric: no metric 'psrn'; did you mean 'psnr'? "
             "(known: clip_rate, colour_shift, cosine, grid, latency, latent_sqnr, lpips, ms_ssim, peak_memory, psnr, size, "
-            "sqnr, ssim)",
+            "sqnr, ssim, task_score)",
         ),
         (
             "{metric: psnr, max_rise: 1}",

@@ -62,7 +62,7 @@ def test_declares_what_it_is(name):
     assert isinstance(module.HIGHER_IS_BETTER, bool)
     assert isinstance(module.NEEDS_NET, bool)
     assert module.RANGE[0] < module.RANGE[1]
-    assert module.TAKES in ("images", "tensors", "latents", "cost")
+    assert module.TAKES in ("images", "tensors", "latents", "asked", "cost")
     assert hasattr(module, "measure") == (module.TAKES != "cost")
     assert 10 < len(module.DEFINITION) <= 120
     assert "\n" not in module.DEFINITION

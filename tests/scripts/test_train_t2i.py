@@ -1,6 +1,7 @@
 """The training script on six small pictures: resumed to the bit, scored from its own folder."""
 
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,11 +15,13 @@ from ruamel.yaml import YAML
 pytest.importorskip("tokenizers", reason="prompts go through Hugging Face's tokenizers")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+import pipelines_table  # noqa: E402
 import score_t2i  # noqa: E402
 import steps_table  # noqa: E402
 import train_t2i  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
+from compress import components  # noqa: E402
 from compress.sampling.schedule import Schedule, signal_shares  # noqa: E402
 
 STAGE = {"width": 16, "head_dim": 16, "separable": False, "resample": False}
@@ -95,6 +98,17 @@ def test_resumed_training_ends_with_the_same_bytes(monkeypatch, spec, pictures, 
     assert [(row["steps"], row["calls"]) for row in rows] == [(2, 2), (1, 1), (2, 2), (1, 1), (2, 2)]
     assert rows[0]["lpips"] == rows[4]["lpips"] == 0.0  # the teacher's own way, and its weights under another name
     assert rows[1]["lpips"] > 0
+
+    whole, made = tmp_path / "whole", tmp_path / "pipelines.json"
+    shutil.copytree(components.find("md-tiny/decoder"), whole / "decoder")
+    (whole / "sampling.json").write_text(json.dumps({"pixels": 32, "steps": 2, "guidance": 3.0}))
+    argv = ["pipelines_table.py", whole, "--pictures", pictures, "--prompts", 3, "--json", made]
+    monkeypatch.setattr(sys, "argv", [*map(str, argv)])
+    pipelines_table.main()
+    (found,) = json.loads(made.read_text())["rows"]
+    megabytes = sum(path.stat().st_size for path in whole.glob("*/weights.safetensors")) / 1e6
+    assert (found["calls"], found["bytes"], found["runs"]) == (4, f"{megabytes:.2f}", "torch")
+    assert found["training"] == found["held-out"] == "100.0 %"  # of 6 pictures
 
 
 def test_training_starts_from_the_weights_and_settings_of_another(monkeypatch, spec, pictures, tmp_path):
