@@ -75,6 +75,7 @@ class Job:
     teacher: Variant
     feed: Feed
     tell: Emit
+    latencies: bool = True  # whether they are measured; a gate on one fails otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,10 +55,15 @@ class Source:
 
 def export_and_gate(job: Job, variant: Variant, measured: Measured) -> tuple[Exported, ...]:
     """Every format of the recipe, one after the other."""
-    return tuple(_one_format(job, item, variant, measured) for item in job.plan.recipe.export)
+    return tuple(one_format(job, item, variant, measured) for item in job.plan.recipe.export)
 
 
-def _one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measured) -> Exported:
+def one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measured) -> Exported:
+    """Write one format of the recipe, run it in its own runtime and judge it.
+
+    Raises:
+        UserError: the format cannot hold the variant, or its runtime cannot run the file.
+    """
     started, plan, basis = time.monotonic(), job.plan, measured.basis
     name = f"export {item.format}"
     job.tell(Event(kind="started", name=name))
@@ -71,7 +76,8 @@ def _one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measu
     job.tell(Event(kind="progress", name=name, text="writing the teacher, for comparison", done=1, total=3))
     theirs = teacher_file(plan, job.store, item.format, job.teacher, take(basis.inputs, 0, 1))
     job.tell(Event(kind="progress", name=name, text="running, measuring and timing the file", done=2, total=3))
-    judged = judge_file(plan, path, theirs, basis, measured.stages[0].measurements)
+    of_teacher = measured.stages[0].measurements
+    judged = judge_file(plan, path, theirs, basis, of_teacher, latencies=job.latencies)
     parity = PARITY_OF_TENSORS if basis.truth is None else PARITY_OF_PICTURES
     in_torch = replace(basis, reference=outputs(variant.module, basis.inputs))
     same = evaluation.measure(in_torch, judged.outputs, gates.metrics_of((parity,), takes=in_torch.takes), "reference")
@@ -111,6 +117,8 @@ def judge_file(
     reference: Path,
     basis: Basis,
     of_teacher: tuple[compare.Measurement, ...],
+    *,
+    latencies: bool = True,
 ) -> Exported:
     """A file in its own runtime, by the recipe's gates.
 
@@ -120,6 +128,7 @@ def judge_file(
         reference: The teacher in the same format.
         basis: What it is run on.
         of_teacher: The teacher's own measurements.
+        latencies: Whether they are measured. Without it, a gate on latency fails.
     """
     name = format_of(path)
     exporter, threads = registry.load(f"export.{name}"), torch.get_num_threads()
@@ -129,7 +138,7 @@ def judge_file(
     measurements = evaluation.complete(basis, made, specs, of_teacher)
     measurements += evaluation.drawn_by(basis, run, 1, specs).measurements
     taken, apart = None, unmeasured(plan, exporter, name)
-    if measures_latency(exporter):
+    if latencies and measures_latency(exporter):
         candidate, theirs = timed(exporter, path, threads), timed(exporter, reference, threads)
         taken = latency.paired_ratio(
             lambda: theirs(*example),
@@ -138,7 +147,7 @@ def judge_file(
             runtime=exporter.RUNTIME,
             threads=threads,
         )
-    judged = [spec for spec in specs if taken or spec.metric != "latency"]
+    judged = [spec for spec in specs if measures_latency(exporter) or spec.metric != "latency"]
     sizes = gates.Sizes(candidate_bytes=size_of(path), reference_bytes=size_of(reference))
     return Exported(
         format=name,

@@ -49,6 +49,15 @@ class Ran:
     cached: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A variant before any file is made of it."""
+
+    variant: Variant
+    measured: Measured
+    verdicts: tuple[gates.Verdict, ...]
+
+
 def run_plan(plan: Plan, *, store: Store, out: Path, zoo: Path, emit: Emit, recipe_text: str) -> Outcome:
     """Run every stage that the store does not hold, then judge, export, judge again and add to the zoo.
 
@@ -70,21 +79,41 @@ def run_plan(plan: Plan, *, store: Store, out: Path, zoo: Path, emit: Emit, reci
         emit(Event(kind="cached", name="gates, files and report", text=str(out)))
         return _outcome_on_disk(run, plan, zoo)
     _refuse_taken_name(plan, zoo)
-    teacher = load_variant(plan.teacher, plan.recipe.component, origins=plan.origins)
-    run.begin(digest=plan.digest, key=plan.variant_key, recipe_text=recipe_text, plan=plan.to_json())
-    feed = evaluation.feed_of(plan)
-    job = Job(plan=plan, store=store, run=run, teacher=teacher, feed=feed, tell=run.noting(emit))
-    ran = _run_stages(job)
-    variant = ran[-1].variant
-    save_variant(variant, run.root / "variant")
-    measured = _measure_all(job, ran)
-    found = [*verdicts.achieved(variant), *verdicts.of_variant(plan, measured)]
-    job.tell(Event(kind="judged", name="variant", text=verdicts.tally(found)))
+    job = begin(plan, store=store, run=run, emit=emit, recipe_text=recipe_text)
+    made = variant_of(job)
+    found = list(made.verdicts)
     exported: tuple[Exported, ...] = ()
     if all(v.passed for v in found):
-        exported = export_and_gate(job, variant, measured)
+        exported = export_and_gate(job, made.variant, made.measured)
         found += [verdict for item in exported for verdict in item.verdicts]
-    return _finish(job, variant, measured, exported, found, zoo)
+    return _finish(job, made.variant, made.measured, exported, found, zoo)
+
+
+def begin(plan: Plan, *, store: Store, run: RunFolder, emit: Emit, recipe_text: str, latencies: bool = True) -> Job:
+    """Claim the run directory and load the teacher and what feeds it.
+
+    Raises:
+        UserError: the run directory belongs to another recipe, or the teacher cannot be loaded.
+    """
+    teacher = load_variant(plan.teacher, plan.recipe.component, origins=plan.origins)
+    run.begin(digest=plan.digest, key=plan.variant_key, recipe_text=recipe_text, plan=plan.to_json())
+    feed, tell = evaluation.feed_of(plan), run.noting(emit)
+    return Job(plan=plan, store=store, run=run, teacher=teacher, feed=feed, tell=tell, latencies=latencies)
+
+
+def variant_of(job: Job) -> Made:
+    """Run the stages that the store does not hold, measure what they leave, and judge the variant.
+
+    Raises:
+        UserError: a stage cannot do what was asked.
+    """
+    ran = _run_stages(job)
+    variant = ran[-1].variant
+    save_variant(variant, job.run.root / "variant")
+    measured = _measure_all(job, ran)
+    found = (*verdicts.achieved(variant), *verdicts.of_variant(job.plan, measured))
+    job.tell(Event(kind="judged", name="variant", text=verdicts.tally(found)))
+    return Made(variant=variant, measured=measured, verdicts=found)
 
 
 def _run_stages(job: Job) -> list[Ran]:
@@ -172,7 +201,7 @@ def _summary(
         drawing = evaluation.drawn_by(basis, module, drawn.AT_ONCE, specs)
         measurements += drawing.measurements
     taken = None
-    if before:
+    if before and job.latencies:
         seconds = STAGE_LATENCY_SECONDS if not last or job.plan.recipe.export else evaluation.JUDGED_LATENCY_SECONDS
         taken = evaluation.torch_latency(job.teacher.module, module, example, seconds)
     return StageSummary(

@@ -27,6 +27,15 @@ from compress.store import code_digest, key_of
 OWN_CAPTIONS = "captions.txt"  # of a family: one a line, of what its model draws
 
 
+class CannotHold(UserError):
+    """Formats of a recipe cannot hold what its stages will leave; `problems` has the reasons of each."""
+
+    def __init__(self, problems: Mapping[str, Sequence[str]]) -> None:
+        lines = [f"export {name}: {problem}" for name, found in problems.items() for problem in found]
+        super().__init__("\n".join(lines))
+        self.problems = problems
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
     """A figure known within bounds before anything runs."""
@@ -237,16 +246,18 @@ def _to_teacher(gate: Gate) -> bool:
 
 def _check_exports(recipe: Recipe, prediction: Prediction) -> None:
     """Ask each format whether it can hold what the stages will leave."""
-    problems = [
-        f"export {item.format}: {problem}"
+    problems = {
+        item.format: [
+            problem
+            for held in _held(prediction)
+            for problem in registry.load(f"export.{item.format}").refuse(
+                held.bits, held.granularity, held.activation_bits, item.config
+            )
+        ]
         for item in recipe.export
-        for held in _held(prediction)
-        for problem in registry.load(f"export.{item.format}").refuse(
-            held.bits, held.granularity, held.activation_bits, item.config
-        )
-    ]
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+    }
+    if any(problems.values()):
+        raise CannotHold({name: tuple(dict.fromkeys(found)) for name, found in problems.items() if found})
 
 
 def _held(prediction: Prediction) -> tuple[Held, ...]:

@@ -46,8 +46,12 @@ def left_out(recipe_name: str, format_name: str, reason: str) -> None:
 
 
 def with_formats(base: recipe.Recipe, names: list[str]) -> recipe.Recipe:
-    """The recipe with these formats, each with its recipe's options or else its defaults."""
+    """The recipe with these formats, each with its recipe's options or else its defaults; its own are first.
+
+    Of the first file are the numbers at the head of the entry's card.
+    """
     written = {item.format: item for item in base.export}
+    names = sorted(names, key=lambda name: (name not in written, name))
     made = [
         written.get(name, recipe.PlannedExport(format=name, config=registry.load(f"export.{name}").Config()))
         for name in names

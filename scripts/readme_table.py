@@ -1,7 +1,8 @@
-"""Write the numbers of a finished run into README.md, between its two markers.
+"""Write measured numbers into the documents, between two markers of README.md and into docs/formats.md.
 
 python scripts/readme_table.py .demo/run
-python scripts/readme_table.py --formats FILE      the table that benchmarks/formats.py --markdown FILE wrote
+python scripts/readme_table.py --formats ROWS      rows that benchmarks/formats.py --out ROWS measured: the default recipe's
+                                                   into README.md, all into docs/formats.md
 python scripts/readme_table.py --pipelines FILE    the table that scripts/pipelines_table.py --markdown FILE wrote
 """
 
@@ -11,6 +12,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from benchmarks import formats_table
+from compress.recipe import digest, read_recipe, shipped
+
+DEFAULT = "decoder/d4_c50_kd_w8a8"
 FORMATS = "<!-- every recipe in every format: start -->", "<!-- every recipe in every format: end -->"
 PIPELINES = "<!-- whole models: start -->", "<!-- whole models: end -->"
 START, END = "<!-- numbers of make demo: start -->", "<!-- numbers of make demo: end -->"
@@ -48,11 +54,25 @@ def table(run: Path) -> str:
 
 def main() -> None:
     if sys.argv[1] == "--formats":
-        put(Path(sys.argv[2]).read_text().strip(), *FORMATS)
+        digests = {name: digest(read_recipe(path)) for name, path in shipped().items()}
+        rows = formats_table.current(formats_table.read(Path(sys.argv[2])), digests)
+        put(summary(rows, digests), *FORMATS)
+        (ROOT / "docs" / "formats.md").write_text(formats_table.document(rows, digests))
     elif sys.argv[1] == "--pipelines":
         put(Path(sys.argv[2]).read_text().strip(), *PIPELINES)
     else:
         put(table(Path(sys.argv[1])), START, END)
+
+
+def summary(rows: list[formats_table.Row], names: dict[str, str]) -> str:
+    """The default recipe's rows, and what there is of the others."""
+    files = [row for row in rows if row.get("bytes") is not None]
+    recipes, passed = {row["recipe"] for row in files}, [row for row in files if row["outcome"] == "passed"]
+    said = (
+        f"[docs/formats.md](docs/formats.md) has {len(files)} files of {len(recipes)} of the {len(names)} recipes, "
+        f"{len(passed)} of them past every gate."
+    )
+    return f"{formats_table.markdown([row for row in files if row['recipe'] == DEFAULT])}\n\n{said}"
 
 
 def put(made: str, start: str, end: str) -> None:

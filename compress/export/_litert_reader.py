@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from compress.errors import UserError, require
+from compress.export._hushed import lines_without
 from compress.nn.affine import Granularity, Half, PerChannel, PerTensor, QuantizedWeight
 from compress.nn.batches import split
 from compress.nn.pack import unpack
@@ -25,6 +26,7 @@ FOURS = "int4_in_bytes"  # of the note: the layers with weights of 4 bits that h
 MARK = b"mdcompress sha256 "  # what it begins with
 BLANK = MARK + b"0" * 64
 PURPOSE = "reading a .tflite file"
+GREETING = r"INFO: Created TensorFlow Lite XNNPACK delegate"  # on standard error, of every interpreter
 AXES = {"DEPTHWISE_CONV_2D": (3, 0, 1, 2), "CONV_2D": (0, 3, 1, 2)}  # from the operator's weight back to torch's
 
 
@@ -133,8 +135,9 @@ class Runner:
         model = Model(path)
         self.path, self.note = path, model.note()
         try:
-            self.interpreter = litert.Interpreter(model_content=model.content, num_threads=threads)
-            self.interpreter.allocate_tensors()
+            with lines_without(GREETING):
+                self.interpreter = litert.Interpreter(model_content=model.content, num_threads=threads)
+                self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{path}: LiteRT cannot load it ({error}); export the variant again") from error
         self.inputs = self.interpreter.get_input_details()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from compress.errors import UserError, require
+from compress.export._coreml_import import quietly_imported
 from compress.export._coreml_package import MODEL, WEIGHTS, check
 from compress.export._mil_operators import OPERATORS, Value
 
@@ -52,7 +53,7 @@ def open_package(path: Path) -> Saved:
         UserError: it is missing, damaged, or no ML program.
         MissingExtra: coremltools is not installed.
     """
-    require("coremltools", extra="coreml", purpose=f"reading {path.name}")
+    quietly_imported(f"reading {path.name}")
     proto = require("coremltools.proto.Model_pb2", extra="coreml", purpose=f"reading {path.name}")
     reader = require(
         "coremltools.converters.mil.frontend.milproto.load", extra="coreml", purpose=f"reading {path.name}"

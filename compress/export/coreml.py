@@ -27,6 +27,7 @@ from torch import nn
 
 from compress.errors import require
 from compress.export import _coreml_graph
+from compress.export._coreml_import import quietly_imported
 from compress.export._coreml_package import settle
 from compress.export._held import refuse_layers
 from compress.export._labels import Output, input_names, require_image, with_inputs
@@ -126,7 +127,7 @@ def export(
     refuse_layers("Core ML", module, refuse, config)
     names = input_names(module, example)
     with _quiet():
-        tools = require("coremltools", extra="coreml", purpose=PURPOSE)
+        tools = quietly_imported(PURPOSE)
         traced = _Traced(_twin(module), pixels=config.pixels == "uint8").eval()
         converted = _converted(tools, traced, take(example, 0, 1), names, config, output)
         program = converted._mil_program

@@ -27,6 +27,7 @@ from compress.export._decomposed import without_repeats
 from compress.export._executorch_file import File, arranged, constants, opened, text_of, weights
 from compress.export._executorch_fold import fold
 from compress.export._executorch_layers import spelled_out
+from compress.export._hushed import lines_without, loggers_without_warnings
 from compress.export._labels import Output, input_names, with_inputs
 from compress.export._xnnpack_ops import table
 from compress.files import write_bytes
@@ -40,6 +41,10 @@ SUFFIX = ".pte"
 RUNTIME = "executorch"
 PACKAGES = ("executorch",)
 PURPOSE = "export.executorch"
+REMARKS = (  # of the runtime on the processor, whose kind it looks up where only phones have it
+    r"\[cpuinfo_utils\.cpp:\d+\] (Reading file|Failed to open midr file|CPU info and manual query)",
+    r"\[threadpool\.cpp:\d+\] Resetting threadpool to",
+)
 METADATA = "metadata"  # a method without inputs that gives the metadata as JSON
 
 
@@ -125,10 +130,11 @@ def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
     purpose = f"running {path.name}"
     require("executorch", extra="executorch", purpose=purpose)
     data, _ = opened(path)
-    with _quiet():
+    with _quiet(), lines_without(*REMARKS):
         runtime = require("executorch.runtime", extra="executorch", purpose=purpose)
         native = require("executorch.extension.pybindings.portable_lib", extra="executorch", purpose=purpose)
         require("executorch.kernels.quantized", extra="executorch", purpose=purpose)
+        native._threadpool_get_thread_count()  # makes the pool
     loaded = _Loaded(path, data, runtime, native, threads)
     kinds = loaded.kinds()
 
@@ -157,7 +163,8 @@ class _Loaded:
 
     def method(self) -> Any:
         if self.native._threadpool_get_thread_count() != self.threads:
-            self.native._unsafe_reset_threadpool(self.threads)
+            with lines_without(*REMARKS):
+                self.native._unsafe_reset_threadpool(self.threads)
             _Loaded.resets += 1
         if self.program is None or self.seen != _Loaded.resets:
             self.program, self.seen = self._read(), _Loaded.resets
@@ -274,7 +281,7 @@ def _refuse_layers(layers: Mapping[str, QuantizedModule]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters warn of deprecations in each other."""
-    with warnings.catch_warnings():
+    """The exporters warn of deprecations in each other, and what they import of libraries for other processors."""
+    with warnings.catch_warnings(), loggers_without_warnings("torchao", "torch.utils._pytree"):
         warnings.simplefilter("ignore")
         yield
