@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from calibration import channels as per_channel
 from calibration.channels import Moments
 from calibration.errors import DataError
-from calibration.observers import Histogram, start, update
+from calibration.observers import Histogram, merge, start
 
 Batches = Iterable[tuple[Tensor, ...]]
 See = Callable[[str, str, nn.Module, object], None]  # (submodule name, "input" or "output", submodule, value)
@@ -36,13 +36,17 @@ class ChannelStats:
     output: Moments
 
 
-def collect(module: nn.Module, batches: Batches, names: Sequence[str]) -> dict[str, ActivationStats]:
+def collect(
+    module: nn.Module, batches: Batches, names: Sequence[str], *, most: int | None = None, also: Sequence[See] = ()
+) -> dict[str, ActivationStats]:
     """Run the batches through the module and count what the named submodules see.
 
     Args:
         module: What to run.
         batches: Its inputs, one tuple of tensors per call.
         names: Qualified names as in `module.named_modules()`.
+        most: Count at most so many values of each sample, evenly spread; extremes are those of all values.
+        also: Who else is shown what the submodules see, so that one pass serves all.
 
     Raises:
         DataError: as `watch`, or a value is NaN or infinite.
@@ -51,7 +55,11 @@ def collect(module: nn.Module, batches: Batches, names: Sequence[str]) -> dict[s
 
     def see(name: str, what: str, part: nn.Module, value: object) -> None:
         tensor, key, label = _tensor(name, what, value), (name, what), f"the {what} of '{name}'"
-        seen[key] = update(seen[key], tensor, name=label) if key in seen else start(tensor, name=label)
+        limit = most if most is None or tensor.dim() == 0 else most * max(1, tensor.shape[0])
+        found = start(tensor, most=limit, name=label)
+        seen[key] = merge(seen[key], found) if key in seen else found
+        for other in also:
+            other(name, what, part, value)
 
     watch(module, batches, names, see)
     return {name: ActivationStats(input=seen[name, "input"], output=seen[name, "output"]) for name in names}

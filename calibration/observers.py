@@ -5,7 +5,7 @@ grid of ranges as in Banner et al. 2019 (arXiv:1810.05723), but on the histogram
 Differs: bins are powers of two wide and lie on multiples of their width, so the histogram is a function of the values
 alone: merging adds counts, widening adds two bins into one, and neither the order nor the batches change a bit. The
 quantization error is the exact integral over values spread evenly in each bin, rounding and clipping included.
-Cost: O(bins) memory per tensor for any number of batches; `mse` tries some 1,200 ranges, under 0.1 s.
+Cost: O(bins) memory per tensor for any number of batches; `mse` tries some 1,300 ranges, 10 ms.
 """
 
 import math
@@ -22,7 +22,8 @@ BINS = 2048
 HALF = (
     BINS // 2
 )  # a window starts at a multiple of half its width: the finest bins that still order-free merging allows
-CHUNK = 1 << 22  # values binned at a time
+JOINED = 8  # bins taken as one while a range is searched for roughly
+CHUNK = 1 << 16  # values binned at a time: what stays in a cache on the way from value to count
 FINEST_BITS = 22  # bins no finer than this many bits below the largest value: float32 has no more to tell
 SMALLEST_EXPONENT = -140
 SMALLEST_WIDTH = 2.0**-96  # of a range: below it, scales leave float32's normal numbers
@@ -37,7 +38,7 @@ class Histogram:
     high: float
     minimum: float
     maximum: float
-    count: int
+    count: int  # of what was counted: fewer than all values where `most` said so
 
     @property
     def width(self) -> float:
@@ -52,13 +53,18 @@ class Range(NamedTuple):
     high: float
 
 
-def start(tensor: Num[Tensor, "..."], *, name: str = "the tensor") -> Histogram:
+def start(tensor: Num[Tensor, "..."], *, most: int | None = None, name: str = "the tensor") -> Histogram:
     """The histogram of one tensor, counted in float32.
+
+    Args:
+        tensor: Any shape, any numbers.
+        most: Count at most so many values, evenly spread over the tensor; the extremes are those of all values.
+        name: What to call the tensor in a message.
 
     Raises:
         DataError: the tensor is empty, or holds NaN or infinity; the message has `name`.
     """
-    values = tensor.detach().reshape(-1)
+    values = _flat(tensor.detach())
     if values.numel() == 0:
         raise DataError(f"{name} is empty; run the module on inputs with at least one value")
     values = values.float()
@@ -67,7 +73,7 @@ def start(tensor: Num[Tensor, "..."], *, name: str = "the tensor") -> Histogram:
         raise DataError(f"{name} holds NaN or infinity; check the weights and the inputs of the module")
     exponent, first = _window(minimum, maximum)
     counts = torch.zeros(BINS, dtype=torch.int64)
-    for chunk in values.split(CHUNK):
+    for chunk in _thinned(values, most).split(CHUNK):
         # Multiplying by a power of two is exact, and so is all that follows; beyond, float32 might over- or underflow.
         exact = chunk if -100 <= exponent <= 0 else chunk.double()
         bins = (exact * 2.0**-exponent).floor_().sub_(first).to(torch.int32)  # counted ten times as fast as int64
@@ -122,7 +128,8 @@ def percentile(histogram: Histogram, p: float) -> Range:
 def mse(histogram: Histogram, bits: int = 8) -> Range:
     """The clipping range whose unsigned affine grid of 2^bits levels has the least expected squared error.
 
-    A coarse grid of shrunken ends (both, each by up to 2^-8), then three finer grids around the best.
+    A coarse grid of shrunken ends (both, each by up to 2^-8) on bins joined `JOINED` at a time, then the whole range
+    and three finer grids around the best, on all bins.
 
     Raises:
         ValueError: bits is not in [2, 16].
@@ -132,34 +139,35 @@ def mse(histogram: Histogram, bits: int = 8) -> Range:
     full = min_max(histogram)
     if histogram.minimum == histogram.maximum:
         return full  # one value: an end of the range, which every grid holds
-    fractions = 2.0 ** (-torch.arange(33, dtype=torch.float64) / 4)
-    best, step = (1.0, 1.0), 2.0**0.25
-    for _ in range(4):
+    fractions, step = 2.0 ** (-torch.arange(33, dtype=torch.float64) / 4), 2.0**0.25
+    best = torch.ones(2, dtype=torch.float64)
+    for joined in (JOINED, 1, 1, 1):
         below = _shrunk(best[0], fractions) if full.low < 0 else torch.ones(1, dtype=torch.float64)
         above = _shrunk(best[1], fractions) if full.high > 0 else torch.ones(1, dtype=torch.float64)
-        pairs = torch.cartesian_prod(below, above)
-        errors = expected_mse(histogram, pairs[:, 0] * full.low, pairs[:, 1] * full.high, bits)
-        chosen = pairs[int(errors.argmin())]
-        best = (float(chosen[0]), float(chosen[1]))
+        pairs = torch.cat([torch.cartesian_prod(below, above), torch.ones(1, 2, dtype=torch.float64)])
+        errors = expected_mse(histogram, pairs[:, 0] * full.low, pairs[:, 1] * full.high, bits, joined=joined)
+        best = pairs[int(errors.argmin())]
         fractions = step ** torch.linspace(-1, 1, 9, dtype=torch.float64)
         step = step**0.25
-    return _range(best[0] * full.low, best[1] * full.high)
+    return _range(float(best[0]) * full.low, float(best[1]) * full.high)
 
 
 def expected_mse(
-    histogram: Histogram, low: Float[Tensor, " n"], high: Float[Tensor, " n"], bits: int
+    histogram: Histogram, low: Float[Tensor, " n"], high: Float[Tensor, " n"], bits: int, *, joined: int = 1
 ) -> Float[Tensor, " n"]:
     """Mean squared error of quantizing the histogram's values on each of n ranges (low <= 0 <= high, low < high).
 
-    The grid is that of hardware: scale (high - low) / (2^bits - 1), zero point round(-low / scale).
+    The grid is that of hardware: scale (high - low) / (2^bits - 1), zero point round(-low / scale). With `joined` bins
+    taken as one it is rougher, and quicker.
     """
-    filled = histogram.counts.nonzero().squeeze(1)
-    weights = histogram.counts[filled].double() / histogram.count
-    left = histogram.low + filled.double() * histogram.width
-    right = (left + histogram.width).clamp(max=histogram.maximum)
+    counts, width = histogram.counts.view(-1, joined).sum(1), histogram.width * joined
+    filled = counts.nonzero().squeeze(1)
+    weights = counts[filled].double() / histogram.count
+    left = histogram.low + filled.double() * width
+    right = (left + width).clamp(max=histogram.maximum)
     left = left.clamp(min=histogram.minimum)
     # The minimum or maximum sits on its bin's edge: take the whole bin, whose width is far below any scale.
-    right = torch.where(right > left, right, left + histogram.width)
+    right = torch.where(right > left, right, left + width)
     parts = [
         ((_error_integral(right, a, b, bits) - _error_integral(left, a, b, bits)) / (right - left)) @ weights
         for a, b in zip(low.double().split(128), high.double().split(128), strict=True)
@@ -179,7 +187,25 @@ def _error_integral(
     return scale.pow(3) * (nearest / 12 + (steps - nearest).pow(3) / 3)
 
 
-def _shrunk(best: float, fractions: Float[Tensor, " f"]) -> Float[Tensor, " distinct"]:
+def _flat(tensor: Tensor) -> Tensor:
+    """All values, as they lie in memory where channels come last: no copy either way."""
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.reshape(-1)
+
+
+def _thinned(values: Tensor, most: int | None) -> Tensor:
+    """Every so manyth value, in step with no axis of the tensor, so that no channel or column is passed over."""
+    count = values.numel()
+    if most is None or count <= most:
+        return values
+    step = -(-count // most)
+    while math.gcd(step, count) > 1:
+        step += 1
+    return values[::step]
+
+
+def _shrunk(best: Float[Tensor, ""], fractions: Float[Tensor, " f"]) -> Float[Tensor, " distinct"]:
     return (best * fractions).clamp(max=1.0).unique()
 
 

@@ -1,16 +1,14 @@
 """Integer layers with measured activation ranges: what every static method does once it has decided what to measure.
 
-Source: Jacob et al. 2018, arXiv:1712.05877; the MSE range after OMSE (Choukroun et al. 2019, arXiv:1902.06822); the
-empirical bias correction of Nagel et al. 2019 (arXiv:1906.04721), section 4.2.
-Differs: the correction compares each layer with its float self on the float network's activations of a few inputs, so
-that one pass is enough for all of them; a linear layer's output stays in float, because runtimes have an integer kernel
-for that (ONNX Runtime's QGemm) and it loses nothing.
+Source: Jacob et al. 2018, arXiv:1712.05877; the MSE range after OMSE (Choukroun et al. 2019, arXiv:1902.06822).
+Differs: ranges, outlying tokens and what biases need are measured in the same pass; a linear layer's output stays in
+float, because runtimes have an integer kernel for that (ONNX Runtime's QGemm) and it loses nothing.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -29,12 +27,14 @@ from compress.nn.affine import (
 from compress.nn.batches import central_crop, split, spread
 from compress.nn.qmodules import FloatLayer, QEmbedding, QuantizedLayer, QuantizedModule, quantize_layer, quantized
 from compress.nn.surgery import replaced
-from compress.quantize._tokens import first_token_outliers
+from compress.quantize._biases import Averages, correct_biases
+from compress.quantize._layout import channels_last
+from compress.quantize._tokens import FirstTokens
 from compress.records import Achieved, Inputs
 
 LARGEST_BIAS = 2.0**30  # of an integer bias: a power of two below the largest 32-bit integer
-PROTECTION_SAMPLES, PROTECTION_SIZE = 2, 16  # the damage of a layer shows on the middle of few inputs,
-CORRECTION_SAMPLES = 4  # and so does a channel's mean error: each has all its pixels or tokens
+PROTECTION_SAMPLES, PROTECTION_SIZE = 2, 16  # the damage of a layer shows on the middle of few inputs
+COUNTED = 1 << 18  # values of a tensor that one sample adds to its histogram: neighbours tell the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +67,13 @@ def static_twins(
     progress: Callable[[int, int, str], None],
 ) -> Measured:
     """Measure every layer's input and output on `inputs`, and give each layer its quantized twin."""
+    inputs = channels_last(module, inputs)
     names = [name for name, layer in layers.items() if not isinstance(layer, nn.Embedding)]
     total = len(layers) + 2
     progress(0, total, "measuring activations")
-    stats = collect.collect(module, split(inputs, settings.batch), names)
+    tokens, averages = FirstTokens(), Averages(len(inputs[0]))
+    also = [tokens.see, averages.see] if settings.bias_correction else [tokens.see]
+    stats = collect.collect(module, split(inputs, settings.batch), names, most=COUNTED, also=also)
     swaps = {}
     for done, (name, layer) in enumerate(layers.items()):
         progress(done + 1, total, name)
@@ -84,10 +87,10 @@ def static_twins(
         )
         swaps[name] = quantize_layer(layer, spec, integer_weight(layer, given, settings))
     progress(len(layers) + 1, total, "protecting layers and correcting biases")
-    protected = _spare_tokens(module, layers, swaps, inputs, settings.batch)
+    protected = _spare_tokens(swaps, tokens)
     protected |= _protect(module, swaps, inputs, settings.protect)
     if settings.bias_correction:
-        correct_biases(module, swaps, split(spread(inputs, CORRECTION_SAMPLES), settings.batch))
+        correct_biases(layers, swaps, averages)
     return Measured(swaps=swaps, protected=protected)
 
 
@@ -130,42 +133,9 @@ def choose_range(histogram: observers.Histogram, settings: Settings) -> Activati
     return activation_range(low, high, bits=settings.activation_bits)
 
 
-def correct_biases(
-    module: nn.Module, swaps: Mapping[str, QuantizedModule], batches: Iterable[tuple[torch.Tensor, ...]]
-) -> None:
-    """Take the mean error of every output channel out of the twins' biases; layers without a bias keep their error."""
-    names = [name for name, twin in swaps.items() if twin.bias is not None]
-    given: dict[str, torch.Tensor] = {}
-    sums: dict[str, torch.Tensor] = {}
-    counts = dict.fromkeys(names, 0)
-
-    def see(name: str, what: str, part: nn.Module, value: Any) -> None:
-        if what == "input":
-            given[name] = value
-            return
-        error = swaps[name](given.pop(name)) - value
-        rows = error.movedim(1 if isinstance(part, nn.Conv2d) else -1, 0).flatten(1)
-        sums[name] = sums.get(name, torch.zeros(())) + rows.sum(dim=1, dtype=torch.float64)
-        counts[name] += rows.shape[1]
-
-    if names:
-        collect.watch(module, batches, names, see)
-    for name in names:
-        twin = swaps[name]
-        if twin.bias is not None:
-            twin.bias = twin.bias - (sums[name] / counts[name]).float()
-
-
-def _spare_tokens(
-    module: nn.Module,
-    layers: Mapping[str, FloatLayer],
-    swaps: dict[str, QuantizedModule],
-    inputs: Inputs,
-    batch: int,
-) -> dict[str, str]:
+def _spare_tokens(swaps: dict[str, QuantizedModule], tokens: FirstTokens) -> dict[str, str]:
     """Give back float activations to the layers whose first token would take the grid for itself; into `swaps`."""
-    few = split(spread(inputs, CORRECTION_SAMPLES), batch)
-    found = first_token_outliers(module, layers, few)
+    found = tokens.outliers()
     for name in found:
         swaps[name] = without_ranges(swaps[name])
     return {

@@ -5,38 +5,34 @@ of the text embedding, so that one grid over all tokens leaves the others some f
 Differs: MixDQ precomputes that one token in float; here the layers that read it keep float activations and integer
 weights. They are found by measuring, not by name. On a text of 77 tokens this is next to no work, and its result is the
 same at every step of the sampling.
-Cost: one pass of a few inputs where there are linear layers on tokens.
+Cost: none of its own; it looks on in the pass that measures ranges.
 """
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from calibration import collect
-from compress.nn.qmodules import FloatLayer
-
 OUTLIER = 4.0  # times as large as any other token, in every input: two bits of the others' grid
 
 
-def first_token_outliers(
-    module: nn.Module, layers: Mapping[str, FloatLayer], batches: Iterable[tuple[torch.Tensor, ...]]
-) -> dict[str, float]:
-    """Linear layers on [n, t, c] whose first token is an outlier -> how many times as large it is, at least."""
-    found: dict[str, float] = {}
+class FirstTokens:
+    """How outlying first tokens are, gathered while somebody watches a module (`calibration.collect.See`)."""
 
-    def see(name: str, what: str, part: nn.Module, value: Any) -> None:
-        if what != "input":
+    def __init__(self) -> None:
+        self.ratios: dict[str, float] = {}
+
+    def see(self, name: str, what: str, part: nn.Module, value: Any) -> None:
+        """The input of a linear layer, [n, t, c]; all else is passed over."""
+        if what != "input" or not isinstance(part, nn.Linear):
             return
         if not isinstance(value, torch.Tensor) or value.dim() != 3 or value.shape[1] < 2:
-            found[name] = 0.0
+            self.ratios[name] = 0.0
             return
         peaks = value.abs().amax(dim=2)  # [n, t]
         ratio = float((peaks[:, 0] / peaks[:, 1:].amax(dim=1).clamp_min(1e-30)).min())
-        found[name] = min(found.get(name, ratio), ratio)
+        self.ratios[name] = min(self.ratios.get(name, ratio), ratio)
 
-    names = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
-    if names:
-        collect.watch(module, batches, names, see)
-    return {name: ratio for name, ratio in found.items() if ratio >= OUTLIER}
+    def outliers(self) -> dict[str, float]:
+        """Layers whose first token is an outlier -> how many times as large it is, at least."""
+        return {name: ratio for name, ratio in self.ratios.items() if ratio >= OUTLIER}

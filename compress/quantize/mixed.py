@@ -5,8 +5,8 @@ Differs: sensitivity is measured at the component's output and not taken from a 
 alone and spared alone, because a layer that hurts little by itself may hurt more among others; layers that need care
 (the ends, the shortcuts) are not named but found, and float is one of the options; a quality budget is checked on the
 quantized component and tightened until it holds.
-Cost: one pass of a few small inputs for each layer and option, and one more per layer; with `activation_bits` one pass
-of all calibration inputs; with `latency` some twenty runs of each distinct layer in ONNX Runtime.
+Cost: one pass of a few small inputs for each layer and option, and one more per layer; one of four whole inputs for the
+biases; with `activation_bits` one of all; with `latency` some twenty runs of each distinct layer in ONNX Runtime.
 
 The sensitivities are kept as the table "sensitivity": a row for each layer with its weights, MACs, "mse alone, OPTION"
 (and "lpips alone, OPTION") for every option but float, "mse spared", and what it got: "bits" (32: float) and
@@ -24,12 +24,12 @@ from torch import nn
 from compress.components import kind_of
 from compress.errors import UserError
 from compress.nn import cost
-from compress.nn.batches import central_crop, split, spread, take
+from compress.nn.batches import central_crop, spread, take
 from compress.nn.qmodules import FloatLayer
 from compress.nn.surgery import replaced
 from compress.quantize import _mixing as mixing
+from compress.quantize._biases import averages_of, correct_biases
 from compress.quantize._layers import achieved, chosen_layers, left_in_float
-from compress.quantize._ranges import CORRECTION_SAMPLES, correct_biases
 from compress.quantize._sensitivity import Option, Target, judge_of, measure, target_of
 from compress.records import Achieved, Cell, Held, Needs, Prediction, Skipped, StageInput, StageResult, Table
 from compress.schema import Schema
@@ -116,10 +116,12 @@ def apply(stage: StageInput, config: Config) -> StageResult:
     twins = mixing.twins_of(stage, layers, config.options(), clip=config.clip, batch=config.batch)
     found = measure(module, {n: list(row.values()) for n, row in twins.items()}, few, judge, stage.progress)
 
+    seen = averages_of(module, layers, stage.inputs, config.batch) if config.bias_correction else None
+
     def made(choice: mixing.Choice) -> nn.Module:
         swaps = choice.swaps(twins)
-        if config.bias_correction:
-            correct_biases(module, swaps, split(spread(stage.inputs, CORRECTION_SAMPLES), config.batch))
+        if seen is not None:
+            correct_biases(layers, swaps, seen)
         return replaced(module, swaps).requires_grad_(False).eval()
 
     def error(choice: mixing.Choice) -> float:

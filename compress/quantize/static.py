@@ -9,8 +9,8 @@ Differs: ranges come from histograms that are streamed, so memory does not grow 
 output of every convolution are quantized, so that runtimes can fuse an integer kernel; residual sums stay in float, and
 so do the activations of the few layers that do the most damage for the least work (`protect`). Embeddings have integer
 weights alone.
-Cost: one pass of the calibration inputs through the variant, two of four inputs for the biases, and one of the middle
-of two inputs for each layer that is small enough to be protected; 16 kB per quantized layer.
+Cost: one pass of the calibration inputs through the variant, and one of the middle of two inputs for each layer that is
+small enough to be protected; 32 kB and up to 1 MB of activations per quantized layer.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ from pydantic import Field, PositiveInt
 
 from compress.components import kind_of
 from compress.nn.affine import PerChannel
-from compress.nn.batches import take
+from compress.nn.batches import central_crop, take
 from compress.nn.qmodules import quantizable
 from compress.nn.splits import concatenations, split
 from compress.nn.surgery import replaced
@@ -31,6 +31,7 @@ from compress.records import Needs, Prediction, Skipped, StageInput, StageResult
 from compress.schema import Schema
 
 NEEDS = Needs.STATISTICS
+GLANCE = 8  # side of the latents that show where a network joins what it reads
 
 
 class Config(Schema):
@@ -66,7 +67,7 @@ def predict(prediction: Prediction, config: Config) -> Prediction:
 def apply(stage: StageInput, config: Config) -> StageResult:
     """Measure every chosen layer's input and output, then swap each for its quantized twin."""
     wanted = chosen_layers(stage.variant.module, config.exclude)
-    joined = concatenations(stage.variant.module, take(stage.inputs, 0, 1))
+    joined = concatenations(stage.variant.module, central_crop(take(stage.inputs, 0, 1), GLANCE))
     apart = {name: widths for name, widths in joined.items() if name in wanted}
     module = split(stage.variant.module, apart)
     layers = {n: m for n, m in quantizable(module).items() if n in wanted or n.rpartition(".parts.")[0] in apart}

@@ -70,7 +70,8 @@ def assemble(
     for name, side in (("UNet", unet.facts.side), ("decoder", decoder.facts.side)):
         if side is not None and side * PATCH != pixels:
             raise UserError(
-                f"this {name} makes pictures of {side * PATCH} pixels, not {pixels}; export it with free sizes"
+                f"this {name} makes pictures of {side * PATCH} pixels, not {pixels}; export it with free sizes where "
+                f"its format has them, or from its recipe with data.evaluation.size: {pixels}"
             )
     if pixels < PATCH or pixels % PATCH:
         raise UserError(f"pictures of {pixels} pixels; a multiple of {PATCH} is needed")

@@ -53,6 +53,18 @@ def test_histograms_are_those_of_the_activations():
         assert (found.counts - expected.counts).abs().sum() <= 4  # batch size may round differently
 
 
+def test_one_pass_serves_others_too_and_counts_as_many_values_of_each_sample():
+    module, calls_seen = tiny(), []
+    passes = []
+    module.register_forward_pre_hook(lambda part, args: passes.append(len(args[0])))
+    parts = [(batches()[0],), (batches()[1][:1],)]
+    stats = collect(module, parts, ["0", "2"], most=30, also=[lambda *call: calls_seen.append(call[:2])])
+    assert passes == [2, 1]
+    assert calls_seen == [("0", "input"), ("0", "output"), ("2", "input"), ("2", "output")] * 2
+    for found in (stats["0"].input, stats["0"].output, stats["2"].output):
+        assert found.count in range(2 * 20 + 20, 2 * 30 + 30 + 1)
+
+
 def test_order_of_batches_does_not_matter():
     module = tiny()
     forward = collect(module, calls(), ["2"])["2"].output

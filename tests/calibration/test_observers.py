@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.errors import DataError
-from calibration.observers import BINS, Histogram, expected_mse, merge, min_max, mse, percentile, start, update
+from calibration.observers import BINS, Histogram, _flat, expected_mse, merge, min_max, mse, percentile, start, update
 
 
 def drawn(seed: int, count: int, scale_bits: int = 0, shift: float = 0.0) -> torch.Tensor:
@@ -97,6 +97,36 @@ def test_large_tensors_are_counted_in_pieces(monkeypatch):
     whole = start(values)
     monkeypatch.setattr("calibration.observers.CHUNK", 7)
     assert same(start(values), whole)
+
+
+def test_channels_last_are_counted_without_a_copy_to_the_same():
+    values = drawn(1, 2 * 3 * 40 * 50).reshape(2, 3, 40, 50)
+    turned = values.contiguous(memory_format=torch.channels_last)
+    assert same(start(turned), start(values))
+    flat = _flat(turned)
+    assert flat.data_ptr() == turned.data_ptr() and flat.numel() == values.numel()
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("shape", [(1, 8, 32, 32), (2, 24, 16, 16), (1, 7, 49, 11), (1, 13, 16, 32)])
+def test_of_large_tensors_some_values_are_counted_from_every_channel_alike(shape, last):
+    channels = torch.arange(float(shape[1]))[:, None, None].expand(shape)
+    values = channels.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    found = start(values, most=values.numel() // 7)
+    assert 0.5 * values.numel() // 7 < found.count <= values.numel() // 7
+    seen = [int(found.counts[int((c - found.low) / found.width)]) for c in range(shape[1])]
+    assert max(seen) - min(seen) <= max(2, 0.1 * max(seen))
+
+
+def test_thinning_misses_no_extreme_and_no_nan():
+    values = drawn(2, 10_000)
+    values[4321], values[1234] = 99.0, -77.0
+    found = start(values, most=100)
+    assert (found.minimum, found.maximum, found.count) == (-77.0, 99.0, 100)
+    values[777] = float("nan")
+    with pytest.raises(DataError, match="NaN"):
+        start(values, most=100)
+    assert same(start(drawn(2, 100), most=100), start(drawn(2, 100)))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

@@ -161,6 +161,46 @@ def mean_errors(module, other, name, x):
     return (other.get_submodule(name)(given) - expected).double().mean(dim=(0, 2, 3))
 
 
+class Views(nn.Module):
+    """A module as people write them: it takes for granted that channels come first in memory."""
+
+    def __init__(self, viewing=True):
+        super().__init__()
+        self.conv, self.out, self.viewing = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 3, 1), viewing
+
+    def forward(self, x):
+        y = self.conv(x)
+        flat = y.view(len(y), -1) if self.viewing else y.reshape(len(y), -1)
+        return self.out((flat * 2).reshape(y.shape))
+
+
+@pytest.mark.parametrize("viewing", [True, False])
+def test_a_module_that_views_its_tensors_is_measured_all_the_same(tmp_path, viewing):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Views(viewing).eval().requires_grad_(False)
+    x, layouts = tiny.latents(), []
+    module.conv.register_forward_pre_hook(
+        lambda part, args: layouts.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    result = quantize(tmp_path, replace(tiny.decoder(), module=module), x)
+    assert layouts[-1] is not viewing
+    assert sqnr_db(module, result.module, x) > 28
+
+
+def test_an_error_that_is_not_about_layout_is_not_passed_over(tmp_path):
+    with pytest.raises(RuntimeError, match="channels"):
+        quantize(tmp_path, inputs=torch.randn(2, 5, 8, 8), exclude=())
+
+
+def test_one_pass_of_the_inputs_measures_everything(tmp_path):
+    module, seen = tiny.decoder().module, []
+    module.register_forward_pre_hook(lambda part, args: seen.append(tuple(args[0].shape)))
+    x = tiny.latents(6, 24)
+    quantize(tmp_path, replace(tiny.decoder(), module=module), x, batch=2, protect=0.5, bias_correction=True)
+    assert [shape for shape in seen if shape[-1] == 24] == [(2, 8, 24, 24)] * 3
+
+
 def test_bias_correction_leaves_no_mean_error(tmp_path):
     """Up to the grid of the output: the mean of rounding errors is not quite 0."""
     x, module = tiny.latents(), tiny.decoder().module

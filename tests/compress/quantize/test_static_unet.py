@@ -7,6 +7,7 @@ import tiny
 import torch
 from torch import nn
 
+from calibration import collect
 from compress import registry
 from compress.components import load_variant, save_variant
 from compress.errors import UserError
@@ -126,8 +127,13 @@ def test_a_text_whose_first_token_is_an_outlier_keeps_float_activations(tmp_path
 def test_an_outlier_must_be_one_in_every_input():
     module, text = seeded(Text), torch.ones(3, 7, 6)
     text[:2, 0] = 50.0
-    layers = {"to_k": module.to_k}
-    assert _tokens.first_token_outliers(module, layers, [(text[:2],)]) == {"to_k": 50.0}
-    assert _tokens.first_token_outliers(module, layers, [(text[:2],), (text[2:],)]) == {}
-    assert _tokens.first_token_outliers(module, layers, [(text[:, :1],)]) == {}
-    assert _tokens.first_token_outliers(module, layers, [(text[:, 0],)]) == {}
+
+    def outliers(*batches):
+        found = _tokens.FirstTokens()
+        collect.watch(module, [(batch,) for batch in batches], ["to_k"], found.see)
+        return found.outliers()
+
+    assert outliers(text[:2]) == {"to_k": 50.0}
+    assert outliers(text[:2], text[2:]) == {}
+    assert outliers(text[:, :1]) == {}
+    assert outliers(text[:, 0]) == {}
