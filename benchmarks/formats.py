@@ -5,8 +5,8 @@
     python benchmarks/formats.py --out rows.jsonl --runs DIR ...      # rows of runs that have finished; nothing runs
 
 Each row is appended to --out as soon as it is measured. The same command goes on where it was stopped: a row is kept while
-its recipe says the same; --again measures it anew (after another --images or --checkpoint, or a change of the code). A
-recipe's stages are run and its variant is judged once, in a process of its own, then each format that can hold it is
+its recipe and its component's weights are the same; --again measures it anew (after another --images or --checkpoint, or a
+change of the code). A recipe's stages are run and its variant is judged once, in a process of its own, then each format that can hold it is
 written and judged as `mdcompress run` does it, by the recipe's own gates. What goes wrong is the row's last column: a format
 that cannot hold the variant, a gate that failed, a variant that failed before any file was made, a process that died.
 Without names, all shipped recipes, those that take longest last. --untimed, for a machine that has other work: no latency is
@@ -41,7 +41,7 @@ from compress import registry
 from compress.errors import UserError
 from compress.files import size_of
 from compress.given import Given
-from compress.recipe import Recipe, digest, find, read_recipe, shipped, to_yaml
+from compress.recipe import Recipe, find, read_recipe, shipped, to_yaml
 from compress.records import Needs
 from eval.errors import EvalError
 
@@ -60,7 +60,7 @@ class Task:
 
     @property
     def blank(self) -> Row:
-        return {"recipe": self.recipe.name, "digest": digest(self.recipe), "timed": self.timed}
+        return {"recipe": self.recipe.name, "digest": table.subject(self.recipe), "timed": self.timed}
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def main() -> None:
         task = Task(recipe=recipe, formats=tuple(formats), left=left, given=given, timed=not options.untimed)
         measure(task, options.out)
     if options.markdown:
-        names = {name: digest(read_recipe(find(name))) for name in (*shipped(), *options.recipes)}
+        names = {name: table.subject(read_recipe(find(name))) for name in (*shipped(), *options.recipes)}
         rows = table.current(table.read(options.out), names)
         options.markdown.write_text(f"{table.markdown(rows)}\n\n{table.not_run(rows, names)}\n", encoding="utf-8")
 
@@ -119,7 +119,7 @@ def cost(recipe: Recipe) -> tuple[Any, ...]:
 def missing(out: Path, recipe: Recipe, formats: list[str], *, timed: bool, again: bool) -> tuple[str, ...]:
     """Formats that have no row yet."""
     rows = {row["format"]: row for row in table.read(out) if row["recipe"] == recipe.name}
-    said = digest(recipe)
+    said = table.subject(recipe)
     if again:
         return tuple(formats)
     if table.done(rows.get(WHOLE), said, timed=timed):
@@ -306,7 +306,7 @@ def of_run(out: Path) -> list[Row]:
         path = next((out / "artifacts").glob(f"*{registry.load(f'export.{item.format}').SUFFIX}"))
         mine = [v for v in verdicts if v["subject"].partition(" ")[0] == item.format]
         row = row_of(item.format, path, mine, [m for m in measured if m["subject"] == item.format])
-        rows.append({"recipe": ours.name, "digest": digest(ours), "timed": True} | row)
+        rows.append({"recipe": ours.name, "digest": table.subject(ours), "timed": True} | row)
     return rows
 
 

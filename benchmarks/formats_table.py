@@ -1,13 +1,18 @@
 """Rows that benchmarks/formats.py measured, kept as JSON lines, and the table that is made of them.
 
 A row is of one recipe in one format; one whose format is empty is of a recipe that made no file at all. The last row of
-a kind counts. What a recipe said when it was measured is kept as its digest: a row of another recipe is not shown.
+a kind counts. What a recipe said and which weights it began with is kept as a digest: a row of other ones is not shown.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from compress.components import find
+from compress.files import sha256
+from compress.recipe import Recipe, digest
+from compress.store import key_of
 
 Row = dict[str, Any]
 HEADS = {
@@ -50,6 +55,13 @@ def append(path: Path, row: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, sort_keys=True, allow_nan=False) + "\n")
+
+
+def subject(recipe: Recipe) -> str:
+    """The digest of what is measured: the recipe, and the preset's weights where it has any."""
+    folder = find(recipe.component)
+    files = [path for name in ("arch.json", "weights.safetensors") if (path := folder / name).is_file()]
+    return key_of({"recipe": digest(recipe), "files": [sha256(path) for path in files]})
 
 
 def current(rows: Iterable[Row], digests: Mapping[str, str]) -> list[Row]:

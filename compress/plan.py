@@ -246,18 +246,31 @@ def _to_teacher(gate: Gate) -> bool:
 
 def _check_exports(recipe: Recipe, prediction: Prediction) -> None:
     """Ask each format whether it can hold what the stages will leave."""
-    problems = {
-        item.format: [
+    problems = {}
+    for item in recipe.export:
+        exporter = registry.load(f"export.{item.format}")
+        found = [
             problem
             for held in _held(prediction)
-            for problem in registry.load(f"export.{item.format}").refuse(
-                held.bits, held.granularity, held.activation_bits, item.config
-            )
+            for problem in exporter.refuse(held.bits, held.granularity, held.activation_bits, item.config)
         ]
-        for item in recipe.export
-    }
+        problems[item.format] = found or _misfits(exporter, prediction)
     if any(problems.values()):
         raise CannotHold({name: tuple(dict.fromkeys(found)) for name, found in problems.items() if found})
+
+
+def _misfits(exporter: Any, prediction: Prediction) -> list[str]:
+    """The first layer whose shape a format cannot hold, where it is known how each will be held, and how many more."""
+    refuse = getattr(exporter, "refuse_shape", None)
+    if refuse is None or prediction.others or prediction.granularity is None:
+        return []
+    for arch in prediction.ends:
+        with torch.device("meta"):
+            layers = _to_quantize(kind_of(arch.kind).build(arch.config), prediction)
+        found = [f"{n}: {why}" for n, x in layers.items() for why in refuse(x.weight.shape, prediction.granularity)]
+        if found:
+            return [found[0] + (f" (so it is for {len(found) - 1} layers more)" if len(found) > 1 else "")]
+    return []
 
 
 def _held(prediction: Prediction) -> tuple[Held, ...]:
@@ -310,13 +323,18 @@ def _span(values: list[int]) -> Span:
     return Span(low=min(values), high=max(values))
 
 
-def _bytes_saved(module: nn.Module, prediction: Prediction) -> tuple[int, int]:
-    """What quantizing the weights saves at least and at most: float32 against packed codes, scales and tables."""
-    layers = [
-        layer
+def _to_quantize(module: nn.Module, prediction: Prediction) -> dict[str, Any]:
+    """The layers that are not left in float."""
+    return {
+        name: layer
         for name, layer in quantizable(module).items()
         if not any(fnmatchcase(name, pattern) for pattern in prediction.in_float)
-    ]
+    }
+
+
+def _bytes_saved(module: nn.Module, prediction: Prediction) -> tuple[int, int]:
+    """What quantizing the weights saves at least and at most: float32 against packed codes, scales and tables."""
+    layers = _to_quantize(module, prediction).values()
     saved = [[_saved(layer.weight.shape, held) for held in _held(prediction)] for layer in layers]
     least, most = sum(min(row) for row in saved), sum(max(row) for row in saved)
     if prediction.bytes_per_weight is not None:

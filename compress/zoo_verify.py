@@ -128,6 +128,8 @@ def _sample_problem(folder: Path, sample: CardSample, runner: Callable[[str], Lo
         if isinstance(error, MissingExtra):
             raise
         return f"{sample.file} does not run: {error}"
+    except ImportError as error:
+        return f"not run: what runs {sample.format} is installed and cannot be imported ({error}); install it again"
     expected = tensors["output"]
     misfit = difference(found, expected, limits_of(sample))
     return f"{sample.file} {misfit}" if misfit else ""

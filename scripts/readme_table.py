@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks import formats_table
-from compress.recipe import digest, read_recipe, shipped
+from compress.recipe import read_recipe, shipped
 
 DEFAULT = "decoder/d4_c50_kd_w8a8"
 FORMATS = "<!-- every recipe in every format: start -->", "<!-- every recipe in every format: end -->"
@@ -54,7 +54,7 @@ def table(run: Path) -> str:
 
 def main() -> None:
     if sys.argv[1] == "--formats":
-        digests = {name: digest(read_recipe(path)) for name, path in shipped().items()}
+        digests = {name: formats_table.subject(read_recipe(path)) for name, path in shipped().items()}
         rows = formats_table.current(formats_table.read(Path(sys.argv[2])), digests)
         put(summary(rows, digests), *FORMATS)
         (ROOT / "docs" / "formats.md").write_text(formats_table.document(rows, digests))

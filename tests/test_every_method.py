@@ -37,13 +37,14 @@ SAMPLES = {  # small, quick configurations; a method without an entry is tested 
     "quantize.static": {"observer": "min_max", "clip": False},
 }
 BEFORE = {"distill.qat": ("quantize.rtn",)}  # what a method must find done
+ON_TOKENS = {"quantize.mixed": {"bytes_per_weight": 0.8}}  # scales weigh more in so narrow layers
 OF_UNETS = ("distill.progressive", "distill.consistency", "distill.diffusion_gan", "distill.adversarial")
 METHODS = registry.methods()
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
-def config_of(name):
-    return registry.load(name).Config(**SAMPLES.get(name, {}))
+def config_of(name, **other):
+    return registry.load(name).Config(**SAMPLES.get(name, {}) | other)
 
 
 def component_of(name, seed=0):
@@ -72,9 +73,9 @@ def stage_of(name, folder):
     return tiny.stage_input(folder, start_of(name)[0], teacher=component_of(name, 1).module, **given)
 
 
-def apply_to(name, stage):
+def apply_to(name, stage, **other):
     try:
-        return registry.load(name).apply(stage, config_of(name))
+        return registry.load(name).apply(stage, config_of(name, **other))
     except MissingExtra as error:
         pytest.skip(str(error))
 
@@ -235,11 +236,35 @@ def test_dead_channels_and_constants_stay_finite(name, tmp_path):
     module.levels[2].resnets[0].norm2.bias.fill_(-200.0)
     result = apply_to(name, tiny.stage_input(tmp_path, variant))
     assert all(item.met for item in result.achieved)
-    for layer in quantized(result.module).values():
-        assert layer.scale.isfinite().all() and layer.qdata.float().isfinite().all()
-        ranges = [grid for grid in (layer.layer.input, layer.layer.output) if grid is not None]
-        assert all(0 < grid.scale < float("inf") for grid in ranges)
+    hold_to_finite(result)
     x = tiny.latents(2, seed=5)
     made, expected = result.module(x), module(x)
     assert made.isfinite().all()
     assert float((made - expected).square().mean()) < 0.05 * float(expected.var())
+
+
+@pytest.mark.parametrize("name", registry.names("quantize"))
+def test_dead_rows_of_layers_on_tokens_stay_finite(name, tmp_path):
+    """The same for linear layers and embeddings; what a backend leaves in float there is for its own tests to say."""
+    variant = tiny.text()
+    first, second = variant.module.encoder.layers
+    variant.module.embeddings.token_embedding.weight[7] = 0.0
+    first.self_attn.v_proj.weight[3] = 0.0  # a channel without even a bias
+    first.self_attn.v_proj.bias[3] = 0.0
+    first.mlp.fc1.weight.zero_()  # nothing passes its activation
+    first.mlp.fc1.bias.fill_(-200.0)
+    second.self_attn.out_proj.weight.zero_()  # a constant
+    second.self_attn.out_proj.bias.fill_(0.3)
+    result = apply_to(name, tiny.stage_input(tmp_path, variant, inputs=tiny.text_inputs()), **ON_TOKENS.get(name, {}))
+    hold_to_finite(result)
+    ids = tiny.text_inputs(4, seed=5)
+    made, expected = result.module(*ids), variant.module(*ids)
+    assert made.isfinite().all()
+    assert float((made - expected).square().mean()) < 0.05 * float(expected.var())
+
+
+def hold_to_finite(result):
+    for layer in quantized(result.module).values():
+        assert layer.scale.isfinite().all() and layer.qdata.float().isfinite().all()
+        ranges = [grid for grid in (layer.layer.input, layer.layer.output) if grid is not None]
+        assert all(0 < grid.scale < float("inf") for grid in ranges)

@@ -152,11 +152,7 @@ def scale_blocks(weight: QuantizedWeight, name: str) -> torch.Tensor:
         case PerGroup(size=size):
             step = block_of(shape, size)
             if step is None:
-                kernel = math.prod(shape[2:])
-                raise UserError(
-                    f"{name}: groups of {size} weights end within a kernel of {kernel}, which no block of Core ML "
-                    f"does; choose a multiple of {kernel}"
-                )
+                raise UserError(f"{name}: {no_block(shape, size)}")
             starts = torch.arange(0, shape[1], step) * math.prod(shape[2:]) // size
             return weight.scale[:, starts].reshape(shape[0], -1, *[1] * (len(shape) - 2))
         case _:
@@ -169,6 +165,15 @@ def block_of(shape: torch.Size | tuple[int, ...], size: int) -> int | None:
     if size >= shape[1] * kernel:
         return shape[1]
     return None if size % kernel else math.gcd(size // kernel, shape[1])
+
+
+def no_block(shape: torch.Size | tuple[int, ...], size: int) -> str:
+    """What there is to say where `block_of` gives None."""
+    kernel = math.prod(shape[2:])
+    return (
+        f"groups of {size} weights end within a kernel of {kernel}, which no block of Core ML does; "
+        f"choose a multiple of {kernel}"
+    )
 
 
 def palette_blocks(weight: QuantizedWeight) -> tuple[Any, torch.Tensor]:

@@ -98,6 +98,13 @@ def refuse(
     return reasons
 
 
+def refuse_shape(shape: torch.Size, granularity: Granularity) -> list[str]:
+    """Why the format cannot hold a layer with a weight of this shape [o, i, ...]: nothing, or one sentence."""
+    if isinstance(granularity, PerGroup) and _coreml_graph.block_of(shape, granularity.size) is None:
+        return [_coreml_graph.no_block(shape, granularity.size)]
+    return []
+
+
 def export(
     module: nn.Module,
     example: Inputs,

@@ -24,7 +24,7 @@ from compress.nn.affine import (
     clipped_scale,
     round_to_scale,
 )
-from compress.nn.batches import central_crop, split, spread
+from compress.nn.batches import central_crop, split, spread, take
 from compress.nn.qmodules import FloatLayer, QEmbedding, QuantizedLayer, QuantizedModule, quantize_layer, quantized
 from compress.nn.surgery import replaced
 from compress.quantize._biases import Averages, correct_biases
@@ -33,7 +33,8 @@ from compress.quantize._tokens import FirstTokens
 from compress.records import Achieved, Inputs
 
 LARGEST_BIAS = 2.0**30  # of an integer bias: a power of two below the largest 32-bit integer
-PROTECTION_SAMPLES, PROTECTION_SIZE = 2, 16  # the damage of a layer shows on the middle of few inputs
+PROTECTION_SAMPLES, PROTECTION_SIZE = 2, 16  # the damage of a layer shows on the middle of few inputs,
+PICTURE, LATENTS_OF_PICTURE = 64, 8  # and a decoder makes as wide a picture as is needed of even fewer latents
 COUNTED = 1 << 18  # values of a tensor that one sample adds to its histogram: neighbours tell the same
 
 
@@ -151,7 +152,7 @@ def _protect(module: nn.Module, swaps: dict[str, QuantizedModule], inputs: Input
     other. A layer is worth it when its damage is more than an average layer's part of what is left. The weights stay
     integers. Written into `swaps`.
     """
-    few = central_crop(spread(inputs, PROTECTION_SAMPLES), PROTECTION_SIZE)
+    few = _middle(module, spread(inputs, PROTECTION_SAMPLES))
     macs = {layer.name: layer.macs for layer in cost.measure(module, few).layers}
     budget = share * sum(macs.values())
     candidates = [n for n, q in swaps.items() if q.layer.input is not None and macs.get(n, 0) <= budget]
@@ -175,6 +176,14 @@ def _protect(module: nn.Module, swaps: dict[str, QuantizedModule], inputs: Input
                 f"activations left in float: alone they make {alone[name] / whole:.1%} of the squared error"
             )
     return protected
+
+
+def _middle(module: nn.Module, inputs: Inputs) -> Inputs:
+    """The middle of the inputs: as much as a layer's damage shows on."""
+    small = central_crop(inputs, LATENTS_OF_PICTURE)
+    with torch.no_grad():
+        made = module(*take(small, 0, 1))
+    return small if made.dim() == 4 and made.shape[-1] >= PICTURE else central_crop(inputs, PROTECTION_SIZE)
 
 
 def without_ranges(twin: QuantizedModule) -> QuantizedModule:

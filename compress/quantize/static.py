@@ -10,7 +10,7 @@ output of every convolution are quantized, so that runtimes can fuse an integer 
 so do the activations of the few layers that do the most damage for the least work (`protect`). Embeddings have integer
 weights alone.
 Cost: one pass of the calibration inputs through the variant, and one of the middle of two inputs for each layer that is
-small enough to be protected; 32 kB and up to 1 MB of activations per quantized layer.
+small enough to be protected (8x8 of a decoder's latents); 32 kB and up to 1 MB of activations per quantized layer.
 """
 
 from dataclasses import replace

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import formats, formats_table
 from compress.given import Given
-from compress.recipe import Recipe, digest, find, read_recipe
+from compress.recipe import Recipe, find, read_recipe
 
 DONE = {"recipe": "decoder/a", "format": "onnx", "digest": "d", "timed": True, "bytes": 1234567, "parity": 48.66}
 DONE |= {"lpips": 0.16721, "latency": 0.3186, "partitions": None, "outcome": "passed"}
@@ -41,6 +41,20 @@ def test_a_row_is_kept_while_the_recipe_says_the_same() -> None:
     assert formats_table.done(REFUSED, "d", timed=True)  # which no clock changes
     rows = [REFUSED | {"recipe": "b"}, REFUSED, DONE, DONE | {"recipe": "c"}]
     assert formats_table.current(rows, {"decoder/a": "d", "b": "other"}) == [DONE, REFUSED]
+
+
+def test_another_recipe_or_other_weights_are_another_subject(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats_table, "find", lambda _: tmp_path)
+    for file in ("arch.json", "weights.safetensors"):
+        (tmp_path / file).write_bytes((checkpoint / "decoder" / file).read_bytes())
+    recipe = read_recipe(find("decoder/w8"))
+    first = formats_table.subject(recipe)
+    assert formats_table.subject(recipe) == first
+    assert formats_table.subject(replace(recipe, seed=1)) != first
+    (tmp_path / "weights.safetensors").write_bytes(b"other")
+    assert formats_table.subject(recipe) != first
 
 
 def test_the_document_has_files_and_reasons_and_what_was_not_run() -> None:
@@ -121,12 +135,13 @@ def tiny(pictures: Path, tmp_path: Path) -> Recipe:
     return read_recipe(tmp_path / "tiny.yaml")
 
 
-def rows_of(recipe: Recipe, checkpoint: Path, *names: str) -> dict[str, Any]:
+def rows_of(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, checkpoint: Path, *names: str) -> dict[str, Any]:
     sent: list[Any] = []
     task = formats.Task(recipe=recipe, formats=names, left=names, given=Given(checkpoint=checkpoint), timed=False)
+    monkeypatch.setattr(formats_table, "subject", lambda recipe: "of tiny")
     formats.work(task, SimpleNamespace(send=sent.append))
     rows = [what for kind, what in sent if kind == "row"]
-    assert all(row["digest"] == digest(recipe) for row in rows)
+    assert all(row["digest"] == "of tiny" for row in rows)
     return {row["format"]: row for row in rows}
 
 
@@ -146,7 +161,7 @@ def test_each_format_has_its_row_and_one_that_breaks_costs_no_other(
         return broken
 
     monkeypatch.setattr(formats.registry, "load", load)
-    rows = rows_of(tiny, checkpoint, "executorch", "ort", "onnx")
+    rows = rows_of(monkeypatch, tiny, checkpoint, "executorch", "ort", "onnx")
     assert rows["executorch"]["outcome"].startswith("refused: XNNPACK multiplies")
     assert rows["ort"]["outcome"].startswith("a bug: ZeroDivisionError: ")
     onnx = rows["onnx"]
@@ -157,9 +172,11 @@ def test_each_format_has_its_row_and_one_that_breaks_costs_no_other(
 
 
 @pytest.mark.slow
-def test_a_variant_that_fails_its_gates_is_a_row_with_value_and_limit(tiny: Recipe, checkpoint: Path) -> None:
+def test_a_variant_that_fails_its_gates_is_a_row_with_value_and_limit(
+    tiny: Recipe, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hard = tuple(gate.model_copy(update={"max_drop": None, "min": 99.0}) for gate in tiny.gates[:1])
-    (row,) = rows_of(replace(tiny, gates=hard), checkpoint, "onnx").values()
+    (row,) = rows_of(monkeypatch, replace(tiny, gates=hard), checkpoint, "onnx").values()
     assert row["format"] == ""
     assert row["outcome"].startswith("the variant failed: psnr mean ")
     assert row["outcome"].endswith("(min 99)")

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from compress.components import build, save_variant
 from compress.errors import UserError
 from compress.nn import cost
-from compress.plan import make_plan, with_images
-from compress.recipe import PlannedConfig, PlannedExport, read_recipe
+from compress.plan import CannotHold, make_plan, with_images
+from compress.recipe import PlannedConfig, PlannedExport, find, read_recipe
 from compress.registry import load
 
 RECIPE = """schema: 1
@@ -210,3 +210,15 @@ def test_parts_that_do_not_fit_each_other_are_named(made, recipe, tmp_path):
     save_variant(tiny.encoder(), tmp_path / "encoder")
     with pytest.raises(UserError, match=r"makes inputs of shape \[1, 8, 8, 8\], .* takes \[1, 4, 8, 8\]"):
         make_plan(recipe, checkpoint=tmp_path)
+
+
+def test_a_format_that_cannot_hold_a_layers_shape_is_refused_by_its_name() -> None:
+    recipe = read_recipe(find("unet/w4g32_gptq"))
+    only = replace(recipe, export=(PlannedExport(format="coreml", config=load("export.coreml").Config()),))
+    with pytest.raises(CannotHold) as refused:
+        make_plan(only)
+    (why,) = refused.value.problems["coreml"]
+    assert "groups of 32 weights end within a kernel of 9" in why
+    assert "choose a multiple of 9" in why
+    assert why.startswith("down_blocks.0.resnets.0.conv1: ")  # conv_in has 8 bits
+    assert f"export coreml: {why}" in str(refused.value)

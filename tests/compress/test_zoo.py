@@ -252,6 +252,19 @@ def test_a_missing_runtime_is_no_verdict(home, entry):
     assert "pip install it" in bad[0].problem
 
 
+def test_a_runtime_that_is_installed_and_broken_fails_with_its_reason_and_costs_no_other_check(home, entry):
+    zoo.add(home, entry)
+
+    def broken(name):
+        raise ImportError("libruntime.so: undefined symbol")
+
+    checks = verifying.verify(home, runner=broken)
+    bad = [check for check in checks if not check.ok]
+    assert [(c.file, c.missing) for c in bad] == [("samples/0.safetensors", False)]
+    assert "libruntime.so: undefined symbol" in bad[0].problem
+    assert len(checks) > 1
+
+
 @pytest.mark.parametrize("moment", ["before the move", "before the index"])
 def test_an_add_that_is_cut_off_leaves_a_zoo_that_names_it_and_adding_again_completes_it(
     home, entry, monkeypatch, moment

@@ -201,6 +201,19 @@ def test_one_pass_of_the_inputs_measures_everything(tmp_path):
     assert [shape for shape in seen if shape[-1] == 24] == [(2, 8, 24, 24)] * 3
 
 
+@pytest.mark.parametrize(("decoder", "side"), [(True, 8), (False, 16)])
+def test_damage_is_measured_on_the_middle_of_two_inputs(tmp_path, decoder, side):
+    """On as few latents as make a picture of 64 pixels; on more of what is not enlarged."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = tiny.decoder().module if decoder else Views(viewing=False).eval().requires_grad_(False)
+    seen = []
+    module.register_forward_pre_hook(lambda part, args: seen.append(tuple(args[0].shape)))
+    quantize(tmp_path, replace(tiny.decoder(), module=module), tiny.latents(3, 20), protect=1, batch=3)
+    of_two = [shape for shape in seen if shape[0] == 2]
+    assert set(of_two) == {(2, 8, side, side)} and len(of_two) >= len(quantizable(module)) + 2
+
+
 def test_bias_correction_leaves_no_mean_error(tmp_path):
     """Up to the grid of the output: the mean of rounding errors is not quite 0."""
     x, module = tiny.latents(), tiny.decoder().module
