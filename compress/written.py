@@ -49,6 +49,11 @@ class Drawn(Schema):
     teacher_solver: Solver | None = Field(None, description="where it is not the same")
     teacher_steps: int | None = Field(None, ge=1, le=1000, description="where they are not the same")
     teacher_guidance: float | None = Field(None, ge=0, le=30, description="where it is not the same")
+    evaluated_at: Literal["schedule", "steps"] = Field(
+        "schedule",
+        description="a UNet's time steps in evaluation: over the whole schedule, or those of these steps of sampling "
+        "alone, for a UNet that is for no others",
+    )
 
 
 class Data(Schema):

@@ -4,21 +4,22 @@
 
 A format that cannot hold a variant, or whose file fails a gate, is left out and named with the reason. Where the zoo is
 there already, the digests of its files and samples are compared with the new ones: 0 where all are the same, 1 where one
-is not (cards and verdicts hold timings, which are taken anew). Always two threads, because sums that are split otherwise
-round otherwise; another kind of processor may still give other digests. benchmarks/formats.py prints the table of all
-formats.
+is not (cards and verdicts hold timings, which are taken anew); entries of other names stay as they are. Always two
+threads, because sums that are split otherwise round otherwise; another kind of processor may still give other digests.
+benchmarks/formats.py prints the table of all formats.
 """
 
 import argparse
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
-from compress import drawing, recipe, registry
+from compress import drawing, recipe, registry, zoo_pull
 from compress.errors import UserError
 from compress.pipeline import run_plan
 from compress.plan import make_plan
@@ -86,12 +87,14 @@ def build(base: recipe.Recipe, names: list[str], work: Path, zoo: Path, checkpoi
     raise SystemExit(f"{base.name}: no format holds it and passes its gates")
 
 
-def digests(zoo: Path) -> dict[str, str]:
-    """SHA-256 of every file that holds no timing."""
+def digests(zoo: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of every file of these entries that holds no timing."""
+    index = read_index(zoo) if (zoo / INDEX).is_file() else {}
     return {
         f"{name}/{file}": listed.sha256
-        for name, entry in read_index(zoo).items()
-        for file, listed in entry.files.items()
+        for name in names
+        if name in index
+        for file, listed in index[name].files.items()
         if file not in TIMED
     }
 
@@ -115,7 +118,6 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    before = digests(arguments.zoo) if (arguments.zoo / INDEX).is_file() else None
     fresh = arguments.work / "zoo"
     if fresh.resolve() == arguments.zoo.resolve():
         raise SystemExit(f"--zoo {arguments.zoo}: it is built there first and copied afterwards; give another folder")
@@ -124,11 +126,12 @@ def main() -> None:
         base = recipe.read_recipe(recipe.find(name))
         held = formats_that_hold(base, arguments.formats, arguments.checkpoint)
         build(base, held, arguments.work, fresh, arguments.checkpoint)
-    after = digests(fresh)
+    built = read_index(fresh)
+    before, after = digests(arguments.zoo, built), digests(fresh, built)
     if before != after:
-        shutil.rmtree(arguments.zoo, ignore_errors=True)
-        shutil.copytree(fresh, arguments.zoo)
-    sys.exit(0 if before is None else compared(before, after))
+        with drawing.Drawer(drawing.console(stderr=True)) as drawer:
+            zoo_pull.pull(str(fresh), (), arguments.zoo, emit=drawer, replace=True)
+    sys.exit(compared(before, after) if before else 0)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from compress.records import Arch, Feed, Inputs, Samples
 from compress.sampling import ddim
 from compress.sampling import latents as scales
 from compress.sampling.guidance import guided
-from compress.sampling.schedule import signal_shares
+from compress.sampling.schedule import signal_shares, timesteps
 from compress.store import key_of
 
 COMPANIONS = ()
@@ -80,7 +80,7 @@ def digests(source: Source) -> dict[str, str]:
         elif _samples(source, split):
             texts = load_captions(source.data, split).digest
         wanted = source.data.calibration if split == "calibration" else source.data.evaluation
-        drawn = [wanted.count, wanted.size, source.seed]
+        drawn = [wanted.count, wanted.size, source.seed, *_few(source, split)]
         found[name] = key_of({"pictures": pictures, "captions": texts, "beside": beside, "drawn": drawn})
     pairs = _pairs.digest(source)
     return found if pairs is None else found | {"pairs": pairs}
@@ -168,7 +168,7 @@ class _Maker:
             names = shown.names if shown else tuple(f"noise {i}" for i in range(wanted.count))
             clean = self._encoded(shown.images) if shown else None
             texts = of_pictures(data, split, names)
-        inputs = self._triples(clean, texts, wanted.size, rng)
+        inputs = self._triples(clean, texts, wanted.size, rng, few=_few(self.source, split))
         named = tuple(f"t={int(t)} {name}" for t, name in zip(inputs[1], names, strict=True))
         return Samples(names=named, inputs=inputs, truth=None, digest=digests(self.source)[split])
 
@@ -186,10 +186,17 @@ class _Maker:
         return self._triples(clean, self.captions.drawn(step, batch, source.seed), pixels, rng)
 
     def _triples(
-        self, clean: torch.Tensor | None, texts: Sequence[str], pixels: int, rng: np.random.Generator
+        self,
+        clean: torch.Tensor | None,
+        texts: Sequence[str],
+        pixels: int,
+        rng: np.random.Generator,
+        few: Sequence[int] = (),
     ) -> Inputs:
         count, config = len(texts), self.config
         steps = stratified(count, len(self.shares), rng)
+        if few:
+            steps = timesteps(self.schedule, *few)[stratified(count, *few, rng)]
         share = _rows(self.shares[steps])
         noise = _normal(rng, (count, config.in_channels, pixels // PATCH, pixels // PATCH))
         clean = _normal(rng, tuple(noise.shape)) if clean is None else clean
@@ -255,6 +262,12 @@ def _samples(source: Source, split: Split) -> bool:
     """Whether the UNet makes its own latents, of captions."""
     wanted = source.data.calibration if split == "calibration" else source.data.evaluation
     return wanted.source == CAPTIONS or Path(wanted.source).expanduser().is_file()
+
+
+def _few(source: Source, split: Split) -> tuple[int, ...]:
+    """How many steps of sampling the UNet is evaluated for, where not for the whole schedule."""
+    drawn = source.data.drawn
+    return () if drawn is None or split != "evaluation" or drawn.evaluated_at == "schedule" else (drawn.steps,)
 
 
 def _check_captions(source: Source) -> None:

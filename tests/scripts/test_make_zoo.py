@@ -14,6 +14,7 @@ import make_zoo
 from compress import evaluation, pipeline
 from compress.recipe import find, read_recipe
 from compress.zoo_index import read_index
+from compress.zoo_placing import settle
 
 
 def test_the_recipes_own_format_is_first() -> None:
@@ -62,3 +63,10 @@ def test_built_again_it_has_the_same_digests_or_the_file_is_named(
     (zoo / "index.json").write_text(text)
     assert made("quantize.rtn") == 1
     assert f"differs: {entry}/decoder.onnx" in capsys.readouterr().out
+    shutil.copytree(zoo / "decoder" / "tiny", tmp_path / "other")
+    settle(zoo, "decoder/other", tmp_path / "other", replace=False)
+    others = (zoo / "decoder" / "other" / "card.json").read_bytes()
+    whole["gates"] = [{"metric": "psnr", "max_drop": 8}]
+    assert made("quantize.rtn") == 1
+    assert (zoo / "decoder" / "other" / "card.json").read_bytes() == others
+    assert set(read_index(zoo)) == {entry, "decoder/other"}

@@ -15,7 +15,7 @@ from compress.records import Arch
 from compress.sampling import latents as scales
 from compress.sampling import schedule
 from compress.sampling.latents import LatentScale
-from compress.written import Data, Pictures
+from compress.written import Data, Drawn, Pictures
 
 TEXT = Arch(kind="text_encoder.text_encoder", config=replace(tiny.TEXT, width=12))
 
@@ -45,6 +45,21 @@ def test_every_equal_part_of_the_schedule_has_its_time_step(count: int, steps: i
     found = np.sort(noisy_latents.stratified(count, steps, np.random.default_rng(0)))
     edges = np.arange(count + 1) * steps / count
     assert ((found >= np.floor(edges[:-1])) & (found < np.ceil(edges[1:]))).all()
+
+
+def test_a_unet_for_few_steps_is_evaluated_at_those_alone(pictures: Path, tmp_path: Path) -> None:
+    whole = source(pictures, tmp_path)
+    drawn = Drawn(count=4, solver="ddim", steps=3, guidance=1.0, evaluated_at="steps")
+    few = replace(whole, data=whole.data.model_copy(update={"drawn": drawn}))
+    steps = set(schedule.timesteps(schedule.Schedule(), 3).tolist())
+    made, before = noisy_latents.feed(few, load), noisy_latents.feed(whole, load)
+    assert set(made.evaluation().inputs[1].tolist()) == steps
+    assert len(set(before.evaluation().inputs[1].tolist())) == 6
+    assert torch.equal(made.calibration()[1], before.calibration()[1])
+    changed = {
+        name for name, digest in noisy_latents.digests(few).items() if digest != noisy_latents.digests(whole)[name]
+    }
+    assert changed == {"evaluation"}  # so that no stage is done anew
 
 
 def test_alone_it_is_noise_and_says_so(pictures: Path, tmp_path: Path) -> None:
