@@ -80,7 +80,8 @@ def digests(source: Source) -> dict[str, str]:
         elif _samples(source, split):
             texts = load_captions(source.data, split).digest
         wanted = source.data.calibration if split == "calibration" else source.data.evaluation
-        drawn = [wanted.count, wanted.size, source.seed, *_few(source, split)]
+        few = _few(source, split)
+        drawn = [wanted.count, wanted.size, source.seed, *([] if few is None else [few])]
         found[name] = key_of({"pictures": pictures, "captions": texts, "beside": beside, "drawn": drawn})
     pairs = _pairs.digest(source)
     return found if pairs is None else found | {"pairs": pairs}
@@ -191,12 +192,12 @@ class _Maker:
         texts: Sequence[str],
         pixels: int,
         rng: np.random.Generator,
-        few: Sequence[int] = (),
+        few: int | None = None,
     ) -> Inputs:
         count, config = len(texts), self.config
         steps = stratified(count, len(self.shares), rng)
-        if few:
-            steps = timesteps(self.schedule, *few)[stratified(count, *few, rng)]
+        if few is not None:
+            steps = timesteps(self.schedule, few)[stratified(count, few, rng)]
         share = _rows(self.shares[steps])
         noise = _normal(rng, (count, config.in_channels, pixels // PATCH, pixels // PATCH))
         clean = _normal(rng, tuple(noise.shape)) if clean is None else clean
@@ -264,10 +265,10 @@ def _samples(source: Source, split: Split) -> bool:
     return wanted.source == CAPTIONS or Path(wanted.source).expanduser().is_file()
 
 
-def _few(source: Source, split: Split) -> tuple[int, ...]:
+def _few(source: Source, split: Split) -> int | None:
     """How many steps of sampling the UNet is evaluated for, where not for the whole schedule."""
     drawn = source.data.drawn
-    return () if drawn is None or split != "evaluation" or drawn.evaluated_at == "schedule" else (drawn.steps,)
+    return None if drawn is None or split != "evaluation" or drawn.evaluated_at == "schedule" else drawn.steps
 
 
 def _check_captions(source: Source) -> None:
