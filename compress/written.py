@@ -52,7 +52,7 @@ class Drawn(Schema):
     evaluated_at: Literal["schedule", "steps"] = Field(
         "schedule",
         description="a UNet's time steps in evaluation: over the whole schedule, or those of these steps of sampling "
-        "alone, for a UNet that is for no others",
+        "alone, and no empty captions where guidance is 1: for a UNet that is never asked for others",
     )
 
 

@@ -1,13 +1,13 @@
 """Task score, LPIPS to the teacher and time against sampling steps: the plain solvers and distilled UNets, as one table.
 
     python scripts/steps_table.py md-tiny --pictures FOLDER [--students 'progressive, 4=runs/s4:4' 'gan=runs/s1:1' ...]
-        [--steps 1 4 8 20 50] [--prompts 200] [--markdown FILE] [--json FILE] [--sheet FILE.png]
+        [--steps 1 4 8 20 50] [--solvers ddim dpm_solver] [--prompts 200] [--markdown FILE] [--json FILE] [--sheet FILE.png]
 
 A student is NAME=RUN:STEPS, a run's or variant's folder or an exported file; it is sampled with DDIM and without guidance,
 which it has built in. The score is that of scripts/score_t2i.py; LPIPS (st-alex) is to the picture that the teacher draws
-of the same prompt and noise in the most steps of DDIM; UNet calls are per picture (guidance doubles them); seconds are per
-picture over the whole set, on this machine, batches of 25 in torch and single pictures in files. With --sheet, the first
-prompts are drawn, a row for each line of the table.
+of the same prompt and noise in the most steps of the first solver; UNet calls are per picture (guidance doubles them);
+seconds are per picture over the whole set, on this machine, batches of 25 in torch and single pictures in files. With
+--sheet, the first prompts are drawn, a row for each line of the table.
 """
 
 import argparse
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from score_t2i import NEAREST, Quiz, add_quiz, draw_all, places, quiz, sheet, threads
 
 from compress.generation import open_model
-from compress.sampling.generator import Way
+from compress.sampling.generator import SOLVERS, Way
 from eval.metrics import lpips
 
 COLUMNS = {
@@ -48,10 +48,10 @@ class Line:
 
 
 def lines(given: argparse.Namespace) -> list[Line]:
-    """The teacher's own way first, in the most steps of DDIM."""
+    """The teacher's own way first, in the most steps of the first solver."""
     found = [
         Line(name=solver, unet=None, way=Way(solver=solver, steps=steps, guidance=given.guidance, seed=given.seed))
-        for solver in ("ddim", "dpm_solver")
+        for solver in given.solvers
         for steps in sorted(given.steps, reverse=True)
     ]
     for text in given.students:
@@ -83,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_quiz(parser)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 4, 8, 20, 50])
+    parser.add_argument("--solvers", nargs="+", choices=sorted(SOLVERS), default=sorted(SOLVERS))
     parser.add_argument("--students", nargs="*", default=[])
     for name in ("markdown", "json", "sheet"):
         parser.add_argument(f"--{name}", type=Path)

@@ -36,6 +36,7 @@ from compress.sampling import latents as scales
 from compress.sampling.guidance import guided
 from compress.sampling.schedule import signal_shares, timesteps
 from compress.store import key_of
+from compress.written import Drawn
 
 COMPANIONS = ()
 OPTIONAL = ("encoder", "text_encoder")
@@ -80,8 +81,8 @@ def digests(source: Source) -> dict[str, str]:
         elif _samples(source, split):
             texts = load_captions(source.data, split).digest
         wanted = source.data.calibration if split == "calibration" else source.data.evaluation
-        few = _few(source, split)
-        drawn = [wanted.count, wanted.size, source.seed, *([] if few is None else [few])]
+        way = _way(source, split)
+        drawn = [wanted.count, wanted.size, source.seed, *([] if way is None else [way.steps, way.guidance == 1.0])]
         found[name] = key_of({"pictures": pictures, "captions": texts, "beside": beside, "drawn": drawn})
     pairs = _pairs.digest(source)
     return found if pairs is None else found | {"pairs": pairs}
@@ -169,7 +170,7 @@ class _Maker:
             names = shown.names if shown else tuple(f"noise {i}" for i in range(wanted.count))
             clean = self._encoded(shown.images) if shown else None
             texts = of_pictures(data, split, names)
-        inputs = self._triples(clean, texts, wanted.size, rng, few=_few(self.source, split))
+        inputs = self._triples(clean, texts, wanted.size, rng, way=_way(self.source, split))
         named = tuple(f"t={int(t)} {name}" for t, name in zip(inputs[1], names, strict=True))
         return Samples(names=named, inputs=inputs, truth=None, digest=digests(self.source)[split])
 
@@ -192,17 +193,17 @@ class _Maker:
         texts: Sequence[str],
         pixels: int,
         rng: np.random.Generator,
-        few: int | None = None,
+        way: Drawn | None = None,
     ) -> Inputs:
         count, config = len(texts), self.config
         steps = stratified(count, len(self.shares), rng)
-        if few is not None:
-            steps = timesteps(self.schedule, few)[stratified(count, few, rng)]
+        if way is not None:
+            steps = timesteps(self.schedule, way.steps)[stratified(count, way.steps, rng)]
         share = _rows(self.shares[steps])
         noise = _normal(rng, (count, config.in_channels, pixels // PATCH, pixels // PATCH))
         clean = _normal(rng, tuple(noise.shape)) if clean is None else clean
         noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
-        context = self._context(texts, rng)
+        context = self._context(texts, rng, guided=way is None or way.guidance != 1.0)
         return (noisy, torch.from_numpy(steps.astype(np.float32)), context, *added_inputs(config, count, pixels, rng))
 
     def _sampled(self, texts: Sequence[str], pixels: int, rng: np.random.Generator) -> torch.Tensor:
@@ -224,11 +225,11 @@ class _Maker:
         latents = outputs(self.encoder, (pictures,))
         return latents if self.scale is None else self.scale.normalised(latents)
 
-    def _context(self, texts: Sequence[str], rng: np.random.Generator) -> torch.Tensor:
+    def _context(self, texts: Sequence[str], rng: np.random.Generator, *, guided: bool) -> torch.Tensor:
         if self.text is None:
             return _normal(rng, (len(texts), TOKENS, self.config.context_width))
-        read = ["" if i % UNCONDITIONAL_EVERY == UNCONDITIONAL_EVERY - 1 else text for i, text in enumerate(texts)]
-        return self._states(read)
+        empty = range(UNCONDITIONAL_EVERY - 1, len(texts), UNCONDITIONAL_EVERY) if guided else ()
+        return self._states(["" if i in empty else text for i, text in enumerate(texts)])
 
     def _states(self, texts: Sequence[str]) -> torch.Tensor:
         assert self.text is not None
@@ -265,10 +266,10 @@ def _samples(source: Source, split: Split) -> bool:
     return wanted.source == CAPTIONS or Path(wanted.source).expanduser().is_file()
 
 
-def _few(source: Source, split: Split) -> int | None:
-    """How many steps of sampling the UNet is evaluated for, where not for the whole schedule."""
+def _way(source: Source, split: Split) -> Drawn | None:
+    """How the UNet samples, where it is evaluated for that alone."""
     drawn = source.data.drawn
-    return None if drawn is None or split != "evaluation" or drawn.evaluated_at == "schedule" else drawn.steps
+    return None if drawn is None or split != "evaluation" or drawn.evaluated_at == "schedule" else drawn
 
 
 def _check_captions(source: Source) -> None:

@@ -62,6 +62,18 @@ def test_a_unet_for_few_steps_is_evaluated_at_those_alone(pictures: Path, tmp_pa
     assert changed == {"evaluation"}  # so that no stage is done anew
 
 
+def test_without_guidance_no_caption_is_empty(pictures: Path, tmp_path: Path) -> None:
+    schedule.save(schedule.Schedule(), tmp_path / "scheduler.json")
+    scales.save(LatentScale(mean=(0.5,) * 8, std=(2.0,) * 8), tmp_path / "latents.json")
+    whole = source(pictures, tmp_path, ("encoder", "text_encoder"))
+
+    empty = load("text_encoder")(_empty(tmp_path))[0]
+    for guidance, guided in ((3.0, True), (1.0, False)):
+        drawn = Drawn(count=4, solver="ddim", steps=1, guidance=guidance, evaluated_at="steps")
+        few = replace(whole, data=whole.data.model_copy(update={"drawn": drawn}))
+        assert torch.equal(noisy_latents.feed(few, load).evaluation().inputs[2][3], empty) == guided
+
+
 def test_alone_it_is_noise_and_says_so(pictures: Path, tmp_path: Path) -> None:
     given = source(pictures, tmp_path)
     feed = noisy_latents.feed(given, load)
