@@ -96,7 +96,7 @@ def main() -> None:
         rows.append(row(name, given))
         lines.append(written(rows[-1]))
         print(lines[-1], flush=True)
-    host = f"{given.prompts} prompts of each kind, on {latency.host()}, {threads()} threads."
+    host = f"{given.prompts} prompts of each kind, on {latency.host()}, {threads()} of them used."
     if given.markdown:
         given.markdown.write_text("\n".join([*lines, "", host]) + "\n", encoding="utf-8")
     if given.json:

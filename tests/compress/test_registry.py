@@ -139,7 +139,8 @@ def test_metric_traits_are_what_the_imported_files_say() -> None:
     assert registry.metrics() == sorted(metrics.names())
     for name in registry.metrics():
         traits, module = registry.metric_traits(name), metrics.get(name)
-        assert traits.of_images == metrics.is_image_metric(name)
+        assert traits.of_images == (metrics.is_image_metric(name) or traits.of_asked)
+        assert traits.of_asked == (metrics.takes(name) == "asked")
         assert traits.sampled == metrics.is_sampled(name)
         assert traits.needs_net == module.NEEDS_NET
         assert ("min" in traits.limits) == module.HIGHER_IS_BETTER
