@@ -86,7 +86,7 @@ def prepare(plan: Plan, tell: Emit) -> Case:
 
 
 def check_loads(path: Path) -> None:
-    """Load every file at `path` in its runtime, before the teacher runs: what is broken or not installed is known at once.
+    """Load every file at `path` in its runtime: what is broken or not installed is known before the teacher runs.
 
     Raises:
         UserError: nothing there that can be judged, or a file that its runtime cannot load.
