@@ -41,7 +41,7 @@ from compress import registry
 from compress.errors import UserError
 from compress.files import size_of
 from compress.given import Given
-from compress.recipe import Recipe, find, read_recipe, shipped, to_yaml
+from compress.recipe import Recipe, find, read_recipe, shipped, to_yaml, with_formats
 from compress.records import Needs
 from eval.errors import EvalError
 
@@ -231,15 +231,6 @@ def planned(task: Task, tell: Callable[[Row], None]) -> Any:
 
 def untimed(recipe: Recipe) -> Recipe:
     return replace(recipe, gates=tuple(gate for gate in recipe.gates if gate.metric != "latency"))
-
-
-def with_formats(base: Recipe, names: tuple[str, ...]) -> Recipe:
-    """The recipe with these formats, each with its recipe's options or else its defaults."""
-    from compress.recipe import PlannedExport
-
-    written = {item.format: item for item in base.export}
-    made = [written.get(n) or PlannedExport(format=n, config=registry.load(f"export.{n}").Config()) for n in names]
-    return replace(base, export=tuple(made))
 
 
 def drawn(event: Any) -> None:

@@ -6,9 +6,10 @@
     python benchmarks/litert_partitions.py --variant FOLDER         # ours from a variant, e.g. of a run with static int8
 
 Needs litert-torch. Both files run in one process in LiteRT's interpreter, one call of each in turn, in random order; the
-ratio is ours over plain, of the CPU seconds of each pair, with a bootstrap interval and the noise of the plain file
-against itself. A partition is a run of operators that XNNPACK takes; an operator left out runs in LiteRT's own kernel
-between two of them. Components without weights get random ones, of a fixed seed: time does not depend on them.
+ratio is ours over plain, of the CPU seconds of each pair (of several threads: of the time that passed, so leave them the
+machine), with a bootstrap interval and the noise of the plain file against itself. A partition is a run of operators that
+XNNPACK takes; an operator left out runs in LiteRT's own kernel between two of them. Components without weights get random
+ones, of a fixed seed: time does not depend on them.
 """
 
 import argparse
@@ -91,7 +92,7 @@ def _compared(
         opened["plain"].invoke,
         opened["ours"].invoke,
         sampling=latency.Sampling(seconds=args.seconds, min_pairs=9),
-        clock=time.process_time,
+        clock=time.process_time if args.threads == 1 else time.perf_counter,
         runtime="litert",
         threads=args.threads,
     )
@@ -104,7 +105,7 @@ def _compared(
         "interval": [round(taken.low, 3), round(taken.high, 3)],
         "noise_floor": round(taken.noise_floor, 3),
         "pairs": taken.pairs,
-        "cpu_ms": {"plain": round(_median(taken.reference_ms)), "ours": round(_median(taken.candidate_ms))},
+        "median_ms": {"plain": round(_median(taken.reference_ms)), "ours": round(_median(taken.candidate_ms))},
         "partitions": {name: counted["DELEGATE"] for name, counted in ran.items()},
         "left_out": {name: {c: n for c, n in counted.items() if c != "DELEGATE"} for name, counted in ran.items()},
         "bytes": {name: (where / f"{name}.tflite").stat().st_size for name in opened},

@@ -43,7 +43,8 @@ class Drawer:
         self.console = console
         self.live = console.is_terminal
         self.task: Any = None
-        self.began = self.last_line = time.monotonic()
+        self.last_line = time.monotonic()
+        self.first: tuple[float, int] | None = None  # when this process's first progress was told, and how far it was
         self.progress = Progress(
             TextColumn("  {task.description}"),
             BarColumn(bar_width=24),
@@ -71,7 +72,7 @@ class Drawer:
         if event.kind == "progress":
             self._bar(event)
             return
-        self.began = time.monotonic()
+        self.first = None
         if self.task is not None:
             self.progress.remove_task(self.task)
             self.task = None
@@ -80,16 +81,23 @@ class Drawer:
         self.console.print(f"{event.kind:>9}  {event.name}{took}{text}", highlight=False, markup=False)
 
     def _bar(self, event: Event) -> None:
+        self.first = self.first or (time.monotonic(), event.done)
         if self.live:
             if self.task is None:
                 self.task = self.progress.add_task(event.name, total=event.total, text=event.text)
             self.progress.update(self.task, completed=event.done, total=event.total, text=event.text)
         elif time.monotonic() - self.last_line > PLAIN_EVERY:
             self.last_line = time.monotonic()
-            left = (self.last_line - self.began) / event.done * (event.total - event.done) if event.done else None
-            time_left = "" if left is None else f", about {left:.0f} s left"
-            line = f" progress  {event.name} {event.done}/{event.total} {event.text}{time_left}"
+            line = f" progress  {event.name} {event.done}/{event.total} {event.text}{self._time_left(event)}"
             self.console.print(line, highlight=False, markup=False)
+
+    def _time_left(self, event: Event) -> str:
+        """By the pace of this process: a stage that was resumed began in the middle."""
+        began, at = self.first or (0.0, event.done)
+        if event.done <= at:
+            return ""
+        left = (time.monotonic() - began) / (event.done - at) * (event.total - event.done)
+        return f", about {left:.0f} s left"
 
 
 def print_json(data: Any) -> None:

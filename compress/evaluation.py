@@ -98,6 +98,7 @@ class Measured:
 
     basis: Basis
     stages: tuple[StageSummary, ...]
+    made: torch.Tensor  # what the variant, in torch, makes of the evaluation samples
 
     @property
     def final(self) -> StageSummary:
@@ -232,9 +233,13 @@ def _to_teacher(
 
 
 def measured_once(
-    store: Store, keys: tuple[str, str], basis: Basis, metrics: Sequence[compare.Metric], module: nn.Module
+    store: Store,
+    keys: tuple[str, str],
+    basis: Basis,
+    metrics: Sequence[compare.Metric],
+    made: Callable[[], torch.Tensor],
 ) -> tuple[compare.Measurement, ...]:
-    """`measure`, kept in the store under what was measured, on what, by which code."""
+    """`measure`, kept in the store under what was measured, on what, by which code; else `made` is called."""
     key, teacher = keys
     code = {
         str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -253,8 +258,7 @@ def measured_once(
     )
 
     def build(folder: Path) -> None:
-        made = outputs(module, basis.inputs)
-        rows = [compare.to_json(m) for m in measure(basis, made, metrics)]
+        rows = [compare.to_json(m) for m in measure(basis, made(), metrics)]
         (folder / "measurements.json").write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")
 
     folder = store.get(stored) or store.put(stored, build)

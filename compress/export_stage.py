@@ -79,7 +79,7 @@ def one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measur
     of_teacher = measured.stages[0].measurements
     judged = judge_file(plan, path, theirs, basis, of_teacher, latencies=job.latencies)
     parity = PARITY_OF_TENSORS if basis.truth is None else PARITY_OF_PICTURES
-    in_torch = replace(basis, reference=outputs(variant.module, basis.inputs))
+    in_torch = replace(basis, reference=measured.made)
     same = evaluation.measure(in_torch, judged.outputs, gates.metrics_of((parity,), takes=in_torch.takes), "reference")
     exporter = registry.load(f"export.{item.format}")
     verdicts = (

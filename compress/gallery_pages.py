@@ -197,7 +197,7 @@ def _figures(one: Shown, quality: Quality | None) -> Iterable[tuple[str, str, st
 def _size_of_what(one: Shown) -> str:
     if one.card.is_bundle:
         return "the three parts together"
-    return f"one of {len(one.artifacts)} files" if len(one.artifacts) > 1 else ""
+    return f"one of {len(one.formats)} formats" if len(one.formats) > 1 else ""
 
 
 def _limits(sample: CardSample) -> str:

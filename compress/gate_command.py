@@ -57,6 +57,7 @@ def gate(
     if update_baseline:
         _check_updatable(demands.baseline, gates)
     made = planned_with(demands.recipe, given)
+    standalone_gate.check_loads(path)
     with drawing.Drawer(drawing.console(stderr=True)) as drawer:
         case = standalone_gate.prepare(made, drawer)
         judged = standalone_gate.judge_path(path, case, drawer, None if update_baseline else demands.baseline)

@@ -32,9 +32,9 @@ def _report(judged: Sequence[Judged], case: Case, title: str, baseline: Path | N
     verdicts = [verdict for one in judged for verdict in one.verdicts]
     first = judged[0]
     measurements, made = first.taken.measurements, first.taken.outputs
-    truth, decode = case.basis.truth, made.__getitem__
+    truth = case.basis.truth
     alike = truth is not None and made.shape == truth.shape
-    strip = report_pictures.strip(case.basis, measurements, decode) if alike else ()
+    strip = report_pictures.strip(case.basis, measurements, made) if alike else ()
     return records.Report(
         title=title,
         component=case.plan.recipe.component,
@@ -42,7 +42,7 @@ def _report(judged: Sequence[Judged], case: Case, title: str, baseline: Path | N
         verdicts=tuple(verdict_row(verdict) for verdict in verdicts),
         facts=_facts(first),
         lpips_net=next((m.net for m in measurements if m.metric == "lpips"), None),
-        pictures=report_pictures.in_full(case.basis, measurements, decode) if alike else (),
+        pictures=report_pictures.in_full(case.basis, measurements, made) if alike else (),
         strip=strip,
         strip_left_out=len(case.basis.names) - len(strip) if strip else 0,
         latency=_latency(first),

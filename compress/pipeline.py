@@ -1,10 +1,13 @@
 """Plan -> variant, verdicts, artifacts, zoo entry: the only loop over stages. Knows no method by name."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from compress import drawn, evaluation, registry, verdicts
 from compress import zoo as zoos
@@ -178,26 +181,34 @@ def _measure_all(job: Job, ran: Sequence[Ran]) -> Measured:
     job.tell(Event(kind="started", name="measuring"))
     basis = evaluation.prepare(job.plan, job.feed, job.teacher.module)
     rows: list[StageSummary] = []
+    made: Callable[[], torch.Tensor] = cache(lambda: basis.reference)
     for number, item in enumerate(ran):
         job.tell(Event(kind="progress", name="measuring", text=item.method, done=number, total=len(ran)))
-        rows.append(_summary(job, item, basis, rows, last=number == len(ran) - 1))
+        if number:
+            made = cache(partial(outputs, item.variant.module, basis.inputs))
+        rows.append(_summary(job, item, basis, rows, made, last=number == len(ran) - 1))
     job.tell(Event(kind="measured", name="measuring", seconds=round(time.monotonic() - started, 1)))
-    return Measured(basis=basis, stages=tuple(rows))
+    return Measured(basis=basis, stages=tuple(rows), made=made())
 
 
 def _summary(
-    job: Job, item: Ran, basis: evaluation.Basis, before: Sequence[StageSummary], *, last: bool
+    job: Job,
+    item: Ran,
+    basis: evaluation.Basis,
+    before: Sequence[StageSummary],
+    made: Callable[[], torch.Tensor],
+    *,
+    last: bool,
 ) -> StageSummary:
-    """One stage's variant, measured; the last one with everything that the gates ask for."""
+    """One stage's variant, measured by what it `made`; the last one with everything that the gates ask for."""
     module, example = item.variant.module, take(basis.inputs, 0, 1)
     specs = evaluation.specs(job.plan.recipe.gates)
     measurements = evaluation.measured_once(
-        job.store, (item.key, job.plan.teacher_key), basis, evaluation.own_metrics(basis, specs), module
+        job.store, (item.key, job.plan.teacher_key), basis, evaluation.own_metrics(basis, specs), made
     )
     if last:
-        made = outputs(module, basis.inputs)
         teacher = before[0].measurements if before else measurements
-        measurements = evaluation.complete(basis, made, specs, teacher, measurements)
+        measurements = evaluation.complete(basis, made(), specs, teacher, measurements)
         drawing = evaluation.drawn_by(basis, module, drawn.AT_ONCE, specs)
         measurements += drawing.measurements
     taken = None

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -40,6 +40,7 @@ __all__ = [
     "read_recipe",
     "shipped",
     "to_yaml",
+    "with_formats",
 ]
 
 RECIPE_FOLDERS = ("recipes", "_recipes")  # in a checkout, in a wheel
@@ -165,6 +166,17 @@ def digest(recipe: Recipe) -> str:
     """
     text = json.dumps(as_written(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_formats(base: Recipe, names: Collection[str]) -> Recipe:
+    """The recipe with these formats, each with its recipe's options or else its defaults; its own are first.
+
+    Of the first file are the numbers at the head of a zoo entry's card.
+    """
+    written = {item.format: item for item in base.export}
+    ordered = sorted(names, key=lambda name: (name not in written, name))
+    made = [written.get(n) or PlannedExport(format=n, config=registry.load(f"export.{n}").Config()) for n in ordered]
+    return replace(base, export=tuple(made))
 
 
 def names_under(folder: Path) -> dict[str, Path]:

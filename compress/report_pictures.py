@@ -1,7 +1,7 @@
 """Which photographs a report shows, and how: the best, median and worst in full, all of them small."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,6 @@ from eval.report import records
 STRIP_MOST = 32  # photographs in the strip
 STRIP_PIXELS = 96  # of the longer side
 
-Decode = Callable[[int], torch.Tensor]  # number of a sample -> the candidate's picture [3, h, w]
-
 
 def values_of(measurements: Sequence[Measurement], metric: str, of: str = "candidate") -> tuple[float, ...]:
     """Values per sample of one metric: of pictures to ground truth, of other tensors to the reference."""
@@ -26,7 +24,7 @@ def values_of(measurements: Sequence[Measurement], metric: str, of: str = "candi
     return ()
 
 
-def in_full(basis: Basis, measurements: Sequence[Measurement], decode: Decode) -> tuple[records.Picture, ...]:
+def in_full(basis: Basis, measurements: Sequence[Measurement], made: torch.Tensor) -> tuple[records.Picture, ...]:
     """The photographs on which the candidate lost least, a median amount, and most; none of other tensors."""
     ours, drops, truth = values_of(measurements, "psnr"), _drops(measurements), basis.truth
     if truth is None or not drops:
@@ -40,20 +38,20 @@ def in_full(basis: Basis, measurements: Sequence[Measurement], decode: Decode) -
             score=_score(ours[i], drops[i]),
             original=pixels(truth[i]),
             reference=pixels(basis.reference[i]),
-            candidate=pixels(decode(i)),
+            candidate=pixels(made[i]),
         )
         for why, i in chosen.items()
     )
 
 
-def strip(basis: Basis, measurements: Sequence[Measurement], decode: Decode) -> tuple[records.Thumbnail, ...]:
+def strip(basis: Basis, measurements: Sequence[Measurement], made: torch.Tensor) -> tuple[records.Thumbnail, ...]:
     """Every photograph small, the largest loss first, as many as there is room for."""
     ours, drops = values_of(measurements, "psnr"), _drops(measurements)
     order = sorted(range(len(drops)), key=lambda i: -drops[i])[:STRIP_MOST]
     return tuple(
         records.Thumbnail(
             name=basis.names[i],
-            pixels=reduced(pixels(decode(i))),
+            pixels=reduced(pixels(made[i])),
             value=None if math.isnan(ours[i]) else ours[i],
             drop=drops[i] if math.isfinite(drops[i]) else None,
         )

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import torch
-
 from compress import layer_rows, report_pictures, rivals
 from compress.evaluation import Basis, Job, Measured, StageSummary
 from compress.export_stage import Exported
-from compress.nn.batches import outputs, take
 from compress.records import Variant
 from compress.report_pictures import values_of
 from compress.runs import environment
@@ -42,12 +39,8 @@ def write_report(
     shipped = exported[0] if exported else None
     measurements = shipped.measurements if shipped else measured.final.measurements
 
-    def decode(number: int) -> torch.Tensor:
-        if shipped:
-            return shipped.outputs[number]
-        return outputs(variant.module, take(measured.basis.inputs, number, number + 1))[0]
-
-    strip = report_pictures.strip(measured.basis, measurements, decode)
+    made = shipped.outputs if shipped else measured.made
+    strip = report_pictures.strip(measured.basis, measurements, made)
     costs = (measured.final.cost, measured.stages[0].cost)
     report = records.Report(
         title=plan.recipe.name,
@@ -74,7 +67,7 @@ def write_report(
             for stage in variant.lineage
             for s in stage.skipped
         ),
-        pictures=report_pictures.in_full(measured.basis, measurements, decode),
+        pictures=report_pictures.in_full(measured.basis, measurements, made),
         strip=strip,
         drawn=report_pictures.drawn(measured),
         strip_left_out=len(measured.basis.names) - len(strip) if strip else 0,

@@ -85,6 +85,17 @@ def prepare(plan: Plan, tell: Emit) -> Case:
     return Case(plan=plan, teacher=teacher, basis=basis, specs=specs, of_teacher=of_teacher)
 
 
+def check_loads(path: Path) -> None:
+    """Load every file at `path` in its runtime: what is broken or not installed is known before the teacher runs.
+
+    Raises:
+        UserError: nothing there that can be judged, or a file that its runtime cannot load.
+        MissingExtra: the runtime is not installed.
+    """
+    for target in filter(is_artifact, candidates(path)):
+        registry.load(f"export.{format_of(target)}").load(target, threads=1)
+
+
 def judge_path(path: Path, case: Case, tell: Emit, baseline: Path | None = None) -> tuple[Judged, ...]:
     """Verdicts on whatever is at `path`: one candidate, or every file of a zoo entry.
 

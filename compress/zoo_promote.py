@@ -71,6 +71,7 @@ def promote(candidate: Path, zoo: Path, *, recipe: Recipe, given: Given, emit: E
             raise UserError(f"{candidate}: {place} is the same already, byte for byte; there is nothing to promote")
         old = place if place.exists() else None
         gates = recipe.gates if old else tuple(gate for gate in recipe.gates if gate.against != "baseline")
+        standalone_gate.check_loads(folder)
         case = standalone_gate.prepare(planned_with(replace(recipe, gates=gates), given), emit)
         judged = standalone_gate.judge_path(folder, case, emit, old)
         verdicts = tuple(verdict for one in judged for verdict in one.verdicts)

@@ -81,7 +81,7 @@ def _sampled(spec: GateSpec, given: Sequence[Kind]) -> Iterator[str]:
         yield f"{relative[0]} compares the candidate with the reference: use against: reference"
     if registry.takes(spec.metric) == "asked" and not relative and spec.against != "ground_truth":
         yield f"{spec.metric} compares with what was asked for: use against: ground_truth, or {allowed[1]}"
-    if registry.takes(spec.metric) == "tensors":
+    if registry.takes(spec.metric) in ("tensors", "latents"):
         if spec.against == "ground_truth" or spec.of == "reference":
             yield f"{spec.metric} compares the candidate with the reference; there is no ground truth of it"
         if relative and spec.against == "reference":

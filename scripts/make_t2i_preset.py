@@ -56,7 +56,9 @@ def grid(folder: Path, pictures: Path, size: int, out: Path) -> tuple[list[str],
 
 def card(name: str, log: list[dict], scores: list[dict], names: list[str], missed: list[str]) -> str:
     """README.md of the UNet."""
-    first, last = ([row for row in log if key in row][-1] for key in ("parameters", "loss"))
+    first, last = ([row for row in log if key in row][-1] for key in ("parameters", "epoch"))
+    steps = max(row["step"] for row in log if "step" in row)
+    epochs = last["epoch"] * steps / last["step"]
     counts, rows = first["parameters"], [names[i : i + COLUMNS] for i in range(0, len(names), COLUMNS)]
     table = [
         f"| {s['phrases']} | {s['solver']}, {s['steps']}, guidance {s['guidance']:g} | {100 * s['among_10_nearest']:.1f} % "
@@ -76,8 +78,7 @@ def card(name: str, log: list[dict], scores: list[dict], names: list[str], misse
             f"parameters, text encoder",
             f"{counts['text_encoder']:,}, both stored in float16. Trained together by `scripts/train_t2i.py` on "
             f"{first['pictures']:,} Noto emoji (Apache-2.0) with their names",
-            f"and keywords: {last['step']:,} steps, {last['epoch']:g} times over the pictures; weights are the running "
-            "average.",
+            f"and keywords: {steps:,} steps, {epochs:.0f} times over the pictures; weights are the running average.",
             "",
             "![samples](samples.jpg)",
             "",

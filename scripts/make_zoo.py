@@ -13,7 +13,6 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -35,7 +34,7 @@ def formats_that_hold(base: recipe.Recipe, wanted: list[str], checkpoint: Path |
     held = []
     for name in wanted:
         try:
-            make_plan(with_formats(base, [name]), checkpoint=checkpoint)
+            make_plan(recipe.with_formats(base, [name]), checkpoint=checkpoint)
             held.append(name)
         except UserError as error:
             left_out(base.name, name, str(error).splitlines()[0])
@@ -46,25 +45,11 @@ def left_out(recipe_name: str, format_name: str, reason: str) -> None:
     print(f"left out: {recipe_name} in {format_name}: {reason}", flush=True)
 
 
-def with_formats(base: recipe.Recipe, names: list[str]) -> recipe.Recipe:
-    """The recipe with these formats, each with its recipe's options or else its defaults; its own are first.
-
-    Of the first file are the numbers at the head of the entry's card.
-    """
-    written = {item.format: item for item in base.export}
-    names = sorted(names, key=lambda name: (name not in written, name))
-    made = [
-        written.get(name, recipe.PlannedExport(format=name, config=registry.load(f"export.{name}").Config()))
-        for name in names
-    ]
-    return replace(base, export=tuple(made))
-
-
 def build(base: recipe.Recipe, names: list[str], work: Path, zoo: Path, checkpoint: Path | None) -> None:
     """Run until every format that is left passes; a format that fails a gate is left out."""
     left = list(names)
     while left:
-        chosen = with_formats(base, left)
+        chosen = recipe.with_formats(base, left)
         out = work / base.name
         shutil.rmtree(out, ignore_errors=True)
         with drawing.Drawer(drawing.console(stderr=True)) as drawer:

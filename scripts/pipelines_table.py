@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from score_t2i import NEAREST, places, quiz, threads
+from score_t2i import NEAREST, places, quiz, table_head, table_row, threads
 
 from compress.bundle_parts import chosen
 from compress.generation import Model, model_folder, open_model
@@ -77,10 +77,6 @@ def _weights(place: Path) -> int:
     return sum(p.stat().st_size for p in ([place] if place.is_file() else place.rglob("*")) if p.is_file())
 
 
-def written(cells: dict[str, Any]) -> str:
-    return f"| {' | '.join(str(cells[name]) for name in COLUMNS)} |"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
@@ -90,11 +86,11 @@ def main() -> None:
     for name in ("markdown", "json"):
         parser.add_argument(f"--{name}", type=Path)
     given = parser.parse_args()
-    rows, lines = [], [written(COLUMNS), written(dict.fromkeys(COLUMNS, "---"))]
+    rows, lines = [], table_head(COLUMNS)
     print(*lines, sep="\n")
     for name in given.models:
         rows.append(row(name, given))
-        lines.append(written(rows[-1]))
+        lines.append(table_row(COLUMNS, rows[-1]))
         print(lines[-1], flush=True)
     host = f"{given.prompts} prompts of each kind, on {latency.host()}, {threads()} of them used."
     if given.markdown:

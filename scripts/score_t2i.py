@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,16 @@ def sheet(images: np.ndarray, columns: int) -> Image.Image:
     blank = np.full((-len(pixels) % columns, *pixels.shape[1:]), 255, np.uint8)
     rows = np.concatenate([pixels, blank]).reshape(-1, columns, *pixels.shape[1:])
     return Image.fromarray(rows.transpose(0, 2, 1, 3, 4).reshape(-1, columns * pixels.shape[2], 3))
+
+
+def table_row(columns: Iterable[str], cells: Mapping[str, Any]) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(str(cells[name]) for name in columns)} |"
+
+
+def table_head(columns: Mapping[str, str]) -> list[str]:
+    """Its first two lines."""
+    return [table_row(columns, columns), table_row(columns, dict.fromkeys(columns, "---"))]
 
 
 def threads() -> int:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from score_t2i import NEAREST, Quiz, add_quiz, draw_all, places, quiz, sheet, threads
+from score_t2i import NEAREST, Quiz, add_quiz, draw_all, places, quiz, sheet, table_head, table_row, threads
 
 from compress.generation import open_model
 from compress.sampling.generator import SOLVERS, Way
@@ -91,7 +91,7 @@ def main() -> None:
     asked = quiz(given.pictures, count=given.prompts, phrases=given.phrases, seed=given.seed, size=given.size)
     rows: list[dict[str, Any]] = []
     shown, teacher = [], None
-    print(written(COLUMNS), written(dict.fromkeys(COLUMNS, "---")), sep="\n")
+    print(*table_head(COLUMNS), sep="\n")
     for line in lines(given):
         model = open_model(
             given.model, {"unet": line.unet, "decoder": given.decoder}, pixels=given.size, threads=threads()
@@ -100,18 +100,14 @@ def main() -> None:
         teacher = images if teacher is None else teacher
         rows.append(row(line, images, seconds, teacher, asked))
         shown.append(images[:SHOWN])
-        print(written(rows[-1]), flush=True)
+        print(table_row(COLUMNS, rows[-1]), flush=True)
     if given.markdown:
-        head = [written(COLUMNS), written(dict.fromkeys(COLUMNS, "---"))]
-        given.markdown.write_text("\n".join([*head, *map(written, rows)]) + "\n", encoding="utf-8")
+        lines_of_table = [*table_head(COLUMNS), *(table_row(COLUMNS, one) for one in rows)]
+        given.markdown.write_text("\n".join(lines_of_table) + "\n", encoding="utf-8")
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if given.sheet:
         sheet(np.concatenate(shown), min(SHOWN, len(asked.prompts))).save(given.sheet)
-
-
-def written(cells: dict[str, Any]) -> str:
-    return f"| {' | '.join(str(cells[name]) for name in COLUMNS)} |"
 
 
 if __name__ == "__main__":

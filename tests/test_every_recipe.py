@@ -12,7 +12,7 @@ from PIL import Image
 from compress import components, feeds, registry
 from compress.cli import main
 from compress.plan import make_plan, with_images
-from compress.recipe import Recipe, read_recipe, to_yaml
+from compress.recipe import Recipe, find, read_recipe, to_yaml, with_formats
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = sorted(RECIPES.rglob("*.yaml"))
@@ -115,3 +115,10 @@ def test_check_and_plan_accept_it_by_name(
         given += ["--images", str(captioned)]
     assert main(["plan", name, "--json", *given]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"] == name
+
+
+def test_of_more_formats_the_recipes_own_is_first_with_its_options() -> None:
+    base = read_recipe(find("text_encoder/w8a8"))
+    made = with_formats(base, ["coreml", "executorch", "onnx", "ort"])
+    assert [item.format for item in made.export] == ["onnx", "coreml", "executorch", "ort"]
+    assert made.export[0] == base.export[0] and made.stages == base.stages

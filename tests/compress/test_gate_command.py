@@ -117,8 +117,16 @@ def test_a_mistake_ends_with_2_and_every_line_is_named(
     for text in ("did you mean 'psnr'", "takes no max_rise", "there is no baseline; name it", "colour: unknown key"):
         assert text in err, err
     assert err.count(str(gates)) == 4
-    code, _, err = run("gate", tmp_path / "absent", "--gates", write(), "--checkpoint", checkpoint)
-    assert (code, "nothing to judge" in err) == (2, True)
+
+
+def test_what_cannot_be_judged_is_named_before_the_teacher_runs(
+    run: Run, write: Callable[..., Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(b"\x08\x0a" * 50)
+    for path, said in ((tmp_path / "absent", "nothing to judge"), (cut, "ONNX Runtime")):
+        code, _, err = run("gate", path, "--gates", write(), "--checkpoint", checkpoint)
+        assert (code, said in err, "running the teacher" in err) == (2, True, False), err
 
 
 def test_a_missing_package_ends_with_3(

@@ -29,7 +29,7 @@ def basis(n, size=(8, 12), truth=True):
 
 def test_the_strip_starts_with_the_largest_loss_and_broken_pictures():
     found = basis(4)
-    shown = strip(found, scores([30.0, math.nan, 25.0, 31.0], [31.0, 31.0, 31.0, 30.0]), found.truth.__getitem__)
+    shown = strip(found, scores([30.0, math.nan, 25.0, 31.0], [31.0, 31.0, 31.0, 30.0]), found.truth)
     assert [(t.name, t.value, t.drop) for t in shown] == [
         ("p1", None, None), ("p2", 25.0, 6.0), ("p0", 30.0, 1.0), ("p3", 31.0, -1.0),
     ]  # fmt: skip
@@ -38,14 +38,14 @@ def test_the_strip_starts_with_the_largest_loss_and_broken_pictures():
 def test_the_strip_keeps_what_loses_most():
     n = STRIP_MOST + 5
     found = basis(n)
-    shown = strip(found, scores([30.0 - i for i in range(n)], [30.0] * n), found.truth.__getitem__)
+    shown = strip(found, scores([30.0 - i for i in range(n)], [30.0] * n), found.truth)
     assert [t.name for t in shown] == [f"p{i}" for i in reversed(range(5, n))]
 
 
 @pytest.mark.parametrize(("size", "small"), [((192, 96), (96, 48)), ((8, 12), (8, 12)), ((300, 400), (72, 96))])
 def test_pictures_are_reduced_to_their_mean_and_never_enlarged(size, small):
     found = basis(1, size)
-    (thumbnail,) = strip(found, scores([1.0], [1.0]), found.truth.__getitem__)
+    (thumbnail,) = strip(found, scores([1.0], [1.0]), found.truth)
     assert thumbnail.pixels.shape == (*small, 3)
     assert max(thumbnail.pixels.shape) <= STRIP_PIXELS
     assert thumbnail.pixels.mean() == pytest.approx(pixels(found.truth[0]).mean(), abs=1.0)
@@ -56,7 +56,7 @@ def test_pictures_are_reduced_to_their_mean_and_never_enlarged(size, small):
 
 def test_tensors_that_are_no_pictures_show_none():
     found = basis(2, truth=False)
-    assert in_full(found, [], found.reference.__getitem__) == strip(found, [], found.reference.__getitem__) == ()
-    whole = in_full(basis(3), scores([1.0, 2.0, 3.0], [5.0, 5.0, 5.0]), basis(3).truth.__getitem__)
+    assert in_full(found, [], found.reference) == strip(found, [], found.reference) == ()
+    whole = in_full(basis(3), scores([1.0, 2.0, 3.0], [5.0, 5.0, 5.0]), basis(3).truth)
     assert [(p.why, p.name) for p in whole] == [("best", "p2"), ("median", "p1"), ("worst", "p0")]
     assert whole[0].score == "PSNR 3.00 dB, 2.00 dB below the reference"

@@ -12,15 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import make_zoo
 
 from compress import evaluation, pipeline
-from compress.recipe import find, read_recipe
 from compress.zoo_index import read_index
 from compress.zoo_placing import settle
-
-
-def test_the_recipes_own_format_is_first() -> None:
-    base = read_recipe(find("decoder/w8"))
-    made = make_zoo.with_formats(base, ["coreml", "executorch", "onnx", "ort"])
-    assert [item.format for item in made.export] == ["onnx", "coreml", "executorch", "ort"]
 
 
 @pytest.mark.slow
