@@ -44,6 +44,7 @@ from compress.given import Given
 from compress.recipe import Recipe, find, read_recipe, shipped, to_yaml, with_formats
 from compress.records import Needs
 from eval.errors import EvalError
+from eval.metrics.latency import host
 
 MINE = (UserError, DataError, EvalError)  # whose message is the reason
 
@@ -60,7 +61,7 @@ class Task:
 
     @property
     def blank(self) -> Row:
-        return {"recipe": self.recipe.name, "digest": table.subject(self.recipe), "timed": self.timed}
+        return {"recipe": self.recipe.name, "digest": table.subject(self.recipe), "timed": self.timed, "host": host()}
 
 
 def main() -> None:
@@ -291,13 +292,14 @@ def of_run(out: Path) -> list[Row]:
     if replace(theirs, export=ours.export) != ours:
         raise SystemExit(f"{out}: the recipe {theirs.name} has been changed since")
     verdicts = json.loads((out / "verdicts.json").read_text(encoding="utf-8"))
+    where = json.loads((out / "environment.json").read_text(encoding="utf-8"))["host"]
     measured = list(map(json.loads, (out / "measurements.jsonl").read_text(encoding="utf-8").splitlines()))
     rows = []
     for item in theirs.export:
         path = next((out / "artifacts").glob(f"*{registry.load(f'export.{item.format}').SUFFIX}"))
         mine = [v for v in verdicts if v["subject"].partition(" ")[0] == item.format]
         row = row_of(item.format, path, mine, [m for m in measured if m["subject"] == item.format])
-        rows.append({"recipe": ours.name, "digest": table.subject(ours), "timed": True} | row)
+        rows.append({"recipe": ours.name, "digest": table.subject(ours), "timed": True, "host": where} | row)
     return rows
 
 

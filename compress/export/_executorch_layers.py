@@ -2,11 +2,12 @@
 
 Source: `_decomposed` for the former. XNNPACK's 8-bit kernels want the ranges of a layer's input and of its output;
 without them the stored integers are dequantized by a kernel of ExecuTorch's whenever the program runs.
-Differs: a linear layer or a 1x1 convolution on a weight that is made at run time is a product of matrices, which
-XNNPACK has; any other convolution runs on ExecuTorch's portable kernel. An embedding looks up integers and scales, and
-dequantizes the rows that it found.
+Differs: a linear layer or a convolution on a weight that is made at run time is written in products of matrices, which
+XNNPACK has; one with groups or dilation runs on ExecuTorch's portable kernel. An embedding looks up integers and
+scales, and dequantizes the rows that it found.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class _Loose(nn.Module):
     scale: torch.Tensor
     zero_point: torch.Tensor
     bias: torch.Tensor | None
+    one: torch.Tensor
 
     def __init__(self, q: QuantizedModule) -> None:
         super().__init__()
@@ -52,6 +54,7 @@ class _Loose(nn.Module):
         self.register_buffer("scale", q.scale)
         self.register_buffer("zero_point", torch.zeros(q.scale.shape, dtype=torch.int64))
         self.register_buffer("bias", q.effective_bias())
+        self.register_buffer("one", torch.ones(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.table:
@@ -72,18 +75,31 @@ class _Loose(nn.Module):
         return ops.dequantize_per_channel(self.qdata, self.scale, self.zero_point, 0, *limits)
 
     def _operation(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        if self.geometry and not self._pointwise():
-            return functional.conv2d(x, weight, self.bias, *self.geometry)
-        if self.geometry:
-            flat = weight.reshape(1, *self.shape[:2])
-            y = torch.bmm(flat, x.reshape(1, x.shape[1], -1)).reshape(1, -1, *x.shape[2:])
+        if not self.geometry:
+            y = torch.bmm(x.reshape(1, -1, x.shape[-1]), weight.t().unsqueeze(0)).reshape(*x.shape[:-1], -1)
+            return y if self.bias is None else y + self.bias
+        if self.geometry[2:] == ((1, 1), 1):
+            y = self._products(x, weight)
             return y if self.bias is None else y + self.bias.reshape(1, -1, 1, 1)
-        y = torch.bmm(x.reshape(1, -1, x.shape[-1]), weight.t().unsqueeze(0)).reshape(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias
+        # Not straight from its dequantization: where executorch 1.5 sees two at a convolution that it then does not
+        # take, it leaves out that of `x`.
+        beside = weight.reshape(len(weight), -1).reshape(self.shape)
+        return functional.conv2d(x, beside, self.bias, *self.geometry)
 
-    def _pointwise(self) -> bool:
-        """A 1x1 convolution of one picture with nothing but weights to it."""
-        return self.shape[2:] == (1, 1) and self.geometry == ((1, 1), (0, 0), (1, 1), 1)
+    def _products(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The convolution of one picture as a sum of products of matrices, one for each place in the kernel."""
+        (down, right), (above, beside) = self.geometry[:2]
+        if above or beside:
+            x = functional.pad(x * self.one, (beside, beside, above, above))  # XNNPACK pads no integers
+        rows = (x.shape[2] - self.shape[2]) // down + 1
+        columns = (x.shape[3] - self.shape[3]) // right + 1
+        made: torch.Tensor | None = None
+        for i, j in itertools.product(range(self.shape[2]), range(self.shape[3])):
+            part = x[:, :, i : i + down * (rows - 1) + 1 : down, j : j + right * (columns - 1) + 1 : right]
+            product = torch.bmm(weight[:, :, i, j].unsqueeze(0), part.reshape(1, x.shape[1], -1))
+            made = product if made is None else made + product
+        assert made is not None
+        return made.reshape(1, -1, rows, columns)
 
 
 def _rounded(x: torch.Tensor, grid: ActivationRange) -> torch.Tensor:

@@ -59,8 +59,11 @@ def test_another_recipe_or_other_weights_are_another_subject(
 
 def test_the_document_has_files_and_reasons_and_what_was_not_run() -> None:
     other = REFUSED | {"format": "litert"}
-    text = formats_table.document([DONE, other, REFUSED], ["decoder/a", "unet/b", "unet/c"])
+    text = formats_table.document(
+        [DONE | {"host": "a host of two cores", "latency": 0.319}, other, REFUSED], ["decoder/a", "unet/b", "unet/c"]
+    )
     assert "| decoder/a | onnx | 1,234,567 | 48.7 | 0.1672 | 0.319 |  | passed |" in text
+    assert "in the same runtime, on a host of two cores; it is" in " ".join(text.split())
     assert "| decoder/a | litert, ort | refused: no / palettes |" in text
     assert "Not run: `unet/b`, `unet/c`." in text
     assert formats_table.not_run([DONE], ["decoder/a"]) == ""
