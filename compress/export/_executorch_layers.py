@@ -54,7 +54,8 @@ class _Loose(nn.Module):
         self.register_buffer("scale", q.scale)
         self.register_buffer("zero_point", torch.zeros(q.scale.shape, dtype=torch.int64))
         self.register_buffer("bias", q.effective_bias())
-        self.register_buffer("one", torch.ones(1))
+        if isinstance(q, QConv2d) and any(q.padding):
+            self.register_buffer("one", torch.ones(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.table:
@@ -79,12 +80,20 @@ class _Loose(nn.Module):
             y = torch.bmm(x.reshape(1, -1, x.shape[-1]), weight.t().unsqueeze(0)).reshape(*x.shape[:-1], -1)
             return y if self.bias is None else y + self.bias
         if self.geometry[2:] == ((1, 1), 1):
-            y = self._products(x, weight)
+            y = self._product(x, weight) if self._pointwise() else self._products(x, weight)
             return y if self.bias is None else y + self.bias.reshape(1, -1, 1, 1)
         # Not straight from its dequantization: where executorch 1.5 sees two at a convolution that it then does not
         # take, it leaves out that of `x`.
         beside = weight.reshape(len(weight), -1).reshape(self.shape)
         return functional.conv2d(x, beside, self.bias, *self.geometry)
+
+    def _pointwise(self) -> bool:
+        return self.shape[2:] == (1, 1) and self.geometry[:2] == ((1, 1), (0, 0))
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """A 1x1 convolution of one picture."""
+        flat = weight.reshape(1, *self.shape[:2])
+        return torch.bmm(flat, x.reshape(1, x.shape[1], -1)).reshape(1, -1, *x.shape[2:])
 
     def _products(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The convolution of one picture as a sum of products of matrices, one for each place in the kernel."""
