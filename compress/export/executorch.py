@@ -124,7 +124,7 @@ def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
     """The file as a function on the component's inputs, in ExecuTorch's runtime; a batch runs sample by sample.
 
     Raises:
-        UserError: the file is missing, damaged or no ExecuTorch program.
+        UserError: the file is missing, damaged or no ExecuTorch program; when called, that it cannot be run.
         MissingExtra: executorch is not installed.
     """
     purpose = f"running {path.name}"
@@ -142,7 +142,10 @@ def load(path: Path, *, threads: int) -> Callable[..., torch.Tensor]:
         made = []
         for one in split(inputs, 1):
             given = tuple(x.detach().contiguous().to(kind) for x, kind in zip(one, kinds, strict=True))
-            made.append(loaded.method().execute(given)[0].clone())
+            try:
+                made.append(loaded.method().execute(given)[0].clone())
+            except RuntimeError as error:
+                raise UserError(f"{path}: ExecuTorch cannot run it ({error}); export another format") from error
         return torch.cat(made)
 
     return call

@@ -170,6 +170,11 @@ def test_same_module_same_bytes_and_nothing_of_this_machine(parts, tmp_path):
     assert b'"recipe": "a/b"' in content
 
 
+def test_what_cannot_be_run_is_named(parts):
+    with pytest.raises(UserError, match=r"p\.pte: ExecuTorch cannot run it"):
+        executorch.load(parts[3], threads=1)(torch.zeros(1, 4, 9, 9))
+
+
 def test_what_is_cut_or_foreign_is_named_and_ends_no_process(parts, tmp_path):
     content = parts[3].read_bytes()
     cases = {
