@@ -54,6 +54,16 @@ def without_repeats(graph: torch.fx.GraphModule) -> int:
     return found
 
 
+def one_for_each_reader(graph: torch.fx.GraphModule) -> None:
+    """Give each reader of dequantized numbers a dequantization of its own, in place."""
+    for node in list(graph.graph.nodes):
+        if node.target == torch.ops.quantized_decomposed.dequantize_per_tensor.default:
+            for reader in list(node.users)[1:]:
+                with graph.graph.inserting_before(reader):
+                    reader.replace_input_with(node, graph.graph.node_copy(node))
+    graph.recompile()
+
+
 class _Layer(nn.Module):
     """One quantized layer in operators that say so; takes and gives what the layer takes and gives."""
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from compress.errors import UserError, require
-from compress.export._decomposed import without_repeats
+from compress.export._decomposed import one_for_each_reader, without_repeats
 from compress.export._executorch_file import File, arranged, constants, opened, text_of, weights
 from compress.export._executorch_fold import fold
 from compress.export._executorch_layers import spelled_out
@@ -115,6 +115,7 @@ def _lowered(module: nn.Module, example: Inputs, described: str) -> bytes:
     program = torch.export.export(module, example, strict=False).run_decompositions(table())
     fold(program)
     without_repeats(program.graph_module)
+    one_for_each_reader(program.graph_module)  # executorch's passes lay a shared one out as one of its readers wants it
     partitioner = [xnnpack.XnnpackPartitioner()]
     edge = exir.to_edge_transform_and_lower(program, partitioner=partitioner, constant_methods={METADATA: described})
     return bytes(edge.to_executorch().buffer)
