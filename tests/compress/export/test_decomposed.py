@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.export._decomposed import Style, decomposed, without_repeats
+from compress.export._decomposed import Style, decomposed, one_for_each_reader, without_repeats
 from compress.nn.affine import (
     ActivationRange,
     Half,
@@ -112,3 +112,21 @@ def test_activations_are_rounded_to_the_same_grid_and_only_once(activations, bia
     assert types == {getattr(torch, activations)}
     biases = [b for n, b in graph.named_buffers() if n.endswith(".bias") or n.endswith("_bias")]
     assert {b.dtype for b in biases} == {getattr(torch, bias)}
+
+
+class Shared(nn.Module):
+    """What was rounded once is read three times."""
+
+    def forward(self, x):
+        limits = (GRID.scale, 0, -128, 127, torch.int8)
+        y = ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *limits), *limits)
+        return y * y.relu() + y
+
+
+def test_each_reader_has_a_dequantization_of_its_own():
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    graph = torch.export.export(Shared(), (x,)).module()
+    one_for_each_reader(graph)
+    made = [node for node in graph.graph.nodes if node.target == ops.dequantize_per_tensor.default]
+    assert len(made) == 3 and all(len(node.users) == 1 for node in made)
+    assert torch.equal(graph(x), Shared()(x))

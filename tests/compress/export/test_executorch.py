@@ -24,6 +24,7 @@ pytest.importorskip("executorch", reason="extra executorch is not installed")
 
 from compress.export import _xnnpack_ops as ops
 from compress.export import executorch
+from compress.export.executorch import load
 
 CONFIG = executorch.Config()
 
@@ -126,7 +127,7 @@ def test_the_file_computes_what_the_variant_computes(parts):
     module, variant, x, path = parts
     with torch.no_grad():
         expected, original = variant(*x), module(*x)
-    found = executorch.load(path, threads=1)(*x)
+    found = load(path, threads=1)(*x)
     # ties round apart, as in every integer runtime: nearer to the variant than the variant is to the float network
     assert float((found - expected).abs().max()) < 0.5 * float((expected - original).abs().max()) + 1e-6
     assert float((expected - original).abs().max()) > 1e-3
@@ -154,7 +155,7 @@ def test_layers_with_float_activations_beside_others_read_what_those_made(tmp_pa
     executorch.export(variant, x, tmp_path / "p.pte", CONFIG, metadata={}, output="states")
     with torch.no_grad():
         expected = variant(*x)
-    found = executorch.load(tmp_path / "p.pte", threads=1)(*x)
+    found = load(tmp_path / "p.pte", threads=1)(*x)
     # what is not read as it was made is off by tenths; ties of the first rounding by a hundredth
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
 
@@ -172,7 +173,7 @@ def test_same_module_same_bytes_and_nothing_of_this_machine(parts, tmp_path):
 
 def test_what_cannot_be_run_is_named(parts):
     with pytest.raises(UserError, match=r"p\.pte: ExecuTorch cannot run it"):
-        executorch.load(parts[3], threads=1)(torch.zeros(1, 4, 9, 9))
+        load(parts[3], threads=1)(torch.zeros(1, 4, 9, 9))
 
 
 def test_what_is_cut_or_foreign_is_named_and_ends_no_process(parts, tmp_path):
@@ -191,11 +192,11 @@ def test_what_is_cut_or_foreign_is_named_and_ends_no_process(parts, tmp_path):
     for name, octets in cases.items():
         path = tmp_path / f"{name}.pte"
         path.write_bytes(octets)
-        for call in (executorch.read_back, lambda p: executorch.load(p, threads=1)):
+        for call in (executorch.read_back, lambda p: load(p, threads=1)):
             with pytest.raises(UserError, match=name):
                 call(path)
     with pytest.raises(UserError, match="no such file"):
-        executorch.load(tmp_path / "missing.pte", threads=1)
+        load(tmp_path / "missing.pte", threads=1)
 
 
 def test_what_xnnpack_does_not_compute_is_refused_with_what_does():
@@ -219,14 +220,14 @@ def test_a_decoder_is_one_piece(tmp_path):
     assert executorch.partitions(tmp_path / "d.pte") == 1
     with torch.no_grad():
         expected = module(*x)
-    torch.testing.assert_close(executorch.load(tmp_path / "d.pte", threads=1)(*x), expected, atol=5e-6, rtol=0)
+    torch.testing.assert_close(load(tmp_path / "d.pte", threads=1)(*x), expected, atol=5e-6, rtol=0)
 
 
 def test_files_on_different_numbers_of_threads_run_in_turn(parts):
     _, _, x, path = parts
-    one, two = executorch.load(path, threads=1), executorch.load(path, threads=2)
+    one, two = load(path, threads=1), load(path, threads=2)
     expected = one(*x)
-    for run in (one, two, executorch.load(path, threads=1), one, two):  # each change frees the pool of the one before
+    for run in (one, two, load(path, threads=1), one, two):  # each change frees the pool of the one before
         for _ in range(20):
             torch.testing.assert_close(run(*x), expected, atol=1e-5, rtol=0)
     batch = tuple(torch.cat([given] * 3) for given in x)
