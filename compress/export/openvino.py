@@ -188,7 +188,7 @@ def _simplified(network: Any, entries: Mapping[str, Mapping[str, Any]]) -> None:
     """
     if any(entry["bits"] == 16 for entry in entries.values()):
         return
-    from openvino._offline_transformations import apply_moc_transformations
+    from openvino._offline_transformations import apply_moc_transformations  # type: ignore[import-untyped]
 
     apply_moc_transformations(network, cf=False)
     made = {f"{name}.weight/{stage}": name for name in entries for stage in ("float", "reshaped")}
