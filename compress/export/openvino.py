@@ -1,7 +1,8 @@
 """OpenVINO: a folder with openvino_model.xml and openvino_model.bin, the variant's own integers in it, for desktops.
 
-The ONNX model is read by OpenVINO's own reader in memory and saved; integers stay integers, 4-bit ones packed. Inside,
-as metadata under `mdcompress`: the digest of the .bin that belongs to the .xml, and how tensors are read as layers.
+The ONNX model is read by OpenVINO's own reader in memory, simplified by the transformations of its converter, ovc, and
+saved; integers stay integers, 4-bit ones packed. Inside, as metadata under `mdcompress`: the digest of the .bin that
+belongs to the .xml, and how tensors are read as layers.
 
 Source: OpenVINO 2026.4, `Core.read_model`, `save_model` and the IR format, version 11.
 Differs: names that OpenVINO numbers by how often it was called are numbered anew, so that the same module gives the
@@ -42,6 +43,7 @@ XML, BIN = "openvino_model.xml", "openvino_model.bin"  # the names that optimum-
 SPACE = "mdcompress"  # of the metadata
 WEIGHTS = "weights_sha256"
 BLANK = "0" * 64
+FOLDS = frozenset({"Convert", "Reshape", "Subtract"})  # between a layer's tensors and where they are multiplied
 
 
 class Config(Schema):
@@ -109,8 +111,10 @@ def export(
     form = Form(extra="openvino", dynamic=config.dynamic, precision=config.precision)
     model = built(module, example, form, metadata=metadata, output=output)
     network = ov.Core().read_model(model.SerializeToString())
+    layers = layer_map(onnx, model.graph)
+    _simplified(network, entries_of(layers))
     _numbered(network)
-    own = {p.key: p.value for p in model.metadata_props} | {KEY: layer_map(onnx, model.graph), WEIGHTS: BLANK}
+    own = {p.key: p.value for p in model.metadata_props} | {KEY: layers, WEIGHTS: BLANK}
     for key in sorted(own):
         network.set_rt_info(own[key], [SPACE, key])
     write_folder_atomically(path, lambda folder: _save(ov, network, folder))
@@ -176,12 +180,39 @@ def _refuse_short_groups(module: nn.Module) -> None:
         raise UserError("OpenVINO cannot hold this variant:\n" + "\n".join(problems))
 
 
+def _simplified(network: Any, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """What ovc does before it saves: zero points of zero go, equal shapes are computed once, constants are reshaped.
+
+    Folding takes their names from a layer's integers and scales, which get them back. It would also widen 16-bit
+    weights: a model that has some is left as it is.
+    """
+    if any(entry["bits"] == 16 for entry in entries.values()):
+        return
+    from openvino._offline_transformations import apply_moc_transformations  # type: ignore[import-untyped]
+
+    apply_moc_transformations(network, cf=False)
+    made = {f"{name}.weight/{stage}": name for name in entries for stage in ("float", "reshaped")}
+    for op in network.get_ordered_ops():
+        product = _behind(op, FOLDS)
+        if op.get_friendly_name() in made and product.get_type_name() == "Multiply":
+            name = f"{made[op.get_friendly_name()]}.weight"
+            integers, scales = (product.input_value(side).get_node() for side in (0, 1))
+            _behind(integers, FOLDS).set_friendly_name(name)
+            _behind(scales, FOLDS).set_friendly_name(f"{name}.scale")
+
+
+def _behind(op: Any, kinds: frozenset[str]) -> Any:
+    """The first operator on the way to a tensor's origin that is none of `kinds`."""
+    while op.get_type_name() in kinds:
+        op = op.input_value(0).get_node()
+    return op
+
+
 def _numbered(network: Any) -> None:
     """Give operators that OpenVINO named by a counter of its own the numbers of their order."""
     for number, op in enumerate(network.get_ordered_ops()):
-        kind = op.get_type_name()
-        if re.fullmatch(rf"{kind}_\d+(?:[/_].*)?", op.get_friendly_name()):
-            op.set_friendly_name(f"{kind}_{number}")
+        if re.fullmatch(r"[A-Z][A-Za-z]*_\d+(?:[/_].*)?", op.get_friendly_name()):
+            op.set_friendly_name(f"{op.get_type_name()}_{number}")
 
 
 def _save(ov: Any, network: Any, folder: Path) -> None:

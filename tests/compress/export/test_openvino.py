@@ -37,12 +37,13 @@ def eight_bits(folder):
     return module, path
 
 
-def kernels(path):
-    """What the CPU plugin computes each layer in."""
+def on_integers(path):
+    """Kinds of layers that the CPU plugin gives 8-bit activations."""
     ov = export_openvino._runtime("test")
     network = ov.Core().compile_model(path / "openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    rows = [node.get_rt_info() for node in network.get_runtime_model().get_ops()]
-    return {(row["layerType"].astype(str), row["runtimePrecision"].astype(str)) for row in rows}
+    fed = [node for node in network.get_runtime_model().get_ops() if node.get_input_size()]
+    precision = {node: node.input_value(0).get_node().get_rt_info()["outputPrecisions"].astype(str) for node in fed}
+    return {node.get_rt_info()["layerType"].astype(str) for node in fed if precision[node] in ("i8", "u8")}
 
 
 def test_integers_scales_and_results_are_the_variants(eight_bits):
@@ -51,8 +52,16 @@ def test_integers_scales_and_results_are_the_variants(eight_bits):
     found, expected = export_openvino.load(path, threads=1)(every_layer.IDS), module(every_layer.IDS)
     assert expected.std() > 0.1
     assert float((found - expected).abs().max()) < 0.05  # ties of the two layers with ranges, behind a norm
-    assert {("Convolution", "u8"), ("FullyConnected", "u8")} <= kernels(path)
+    assert {"Convolution", "FullyConnected"} <= on_integers(path)
     assert 'recipe value="net"' in (path / "openvino_model.xml").read_text(encoding="utf-8")
+
+
+def test_nothing_is_subtracted_that_is_zero(eight_bits):
+    _, path = eight_bits
+    text = (path / "openvino_model.xml").read_text(encoding="utf-8")
+    assert 'type="FakeQuantize"' in text
+    assert 'type="Subtract"' not in text
+    assert "zero_point" not in text
 
 
 @pytest.mark.parametrize(("bits", "config", "worst"), [("4", HALF, 5e-3), ("16", FIXED, 1e-5)])
