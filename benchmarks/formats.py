@@ -10,7 +10,7 @@ change of the code). A recipe's stages are run and its variant is judged once, i
 written and judged as `mdcompress run` does it, by the recipe's own gates. What goes wrong is the row's last column: a format
 that cannot hold the variant, a gate that failed, a variant that failed before any file was made, a process that died.
 Without names, all shipped recipes, those that take longest last. --untimed, for a machine that has other work: no latency is
-taken, and gates on it are left out.
+taken, and gates on it are left out; benchmarks/formats_latency.py takes it afterwards, of the same files.
 
 Parity: the file in its runtime to the variant in torch, on the worst sample, PSNR of pictures or SQNR of tensors. LPIPS: mean,
 to the photographs, or of a UNet or a text encoder to what is drawn with the uncompressed one. Latency: the file to the
@@ -248,7 +248,8 @@ def one_file(job: Any, item: Any, made: Any) -> Row:
 
     done = one_format(job, item, made.variant, made.measured)
     measured = [compare.to_json(m) for m in done.measurements]
-    return row_of(item.format, done.path, [gates.to_json(v) for v in done.verdicts], measured)
+    row = row_of(item.format, done.path, [gates.to_json(v) for v in done.verdicts], measured)
+    return row if done.latency is None else row | {"latency": done.latency.ratio, "threads": done.latency.threads}
 
 
 def row_of(form: str, path: Path, verdicts: list[dict[str, Any]], measured: list[dict[str, Any]]) -> Row:
@@ -292,14 +293,15 @@ def of_run(out: Path) -> list[Row]:
     if replace(theirs, export=ours.export) != ours:
         raise SystemExit(f"{out}: the recipe {theirs.name} has been changed since")
     verdicts = json.loads((out / "verdicts.json").read_text(encoding="utf-8"))
-    where = json.loads((out / "environment.json").read_text(encoding="utf-8"))["host"]
+    where = json.loads((out / "environment.json").read_text(encoding="utf-8"))
     measured = list(map(json.loads, (out / "measurements.jsonl").read_text(encoding="utf-8").splitlines()))
     rows = []
     for item in theirs.export:
         path = next((out / "artifacts").glob(f"*{registry.load(f'export.{item.format}').SUFFIX}"))
         mine = [v for v in verdicts if v["subject"].partition(" ")[0] == item.format]
         row = row_of(item.format, path, mine, [m for m in measured if m["subject"] == item.format])
-        rows.append({"recipe": ours.name, "digest": table.subject(ours), "timed": True, "host": where} | row)
+        on = {"timed": True, "host": where["host"], "threads": int(where["torch threads"])}
+        rows.append({"recipe": ours.name, "digest": table.subject(ours)} | on | row)
     return rows
 
 

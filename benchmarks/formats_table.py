@@ -29,8 +29,8 @@ OPENING = """# Every recipe in every format
 
 Made by `scripts/readme_table.py --formats ROWS` of rows that `benchmarks/formats.py --out ROWS` measured. Parity is of the file in its
 runtime to the variant in torch, on the worst sample: PSNR of pictures, SQNR of other tensors. LPIPS is the mean to the photographs,
-or to what is drawn with the uncompressed network. Latency is over the float teacher's file in the same runtime, on {hosts}; it is
-empty where the machine had other work, and gates on it were left out. A gate that failed is named with its value and its limit:
+or to what is drawn with the uncompressed network. Latency is over the float teacher's file in the same runtime, on {hosts}; where it is
+empty, gates on it were left out. A gate that failed is named with its value and its limit:
 such a file does not enter a zoo. Limits are the recipe's, set for its own format.
 """
 PLACES = {"parity": 1, "lpips": 4, "latency": 3}
@@ -99,7 +99,9 @@ def line(cells: Mapping[str, str]) -> str:
 
 def document(rows: Sequence[Row], names: Iterable[str]) -> str:
     """docs/formats.md: for each component the files, and what was not made with the reason."""
-    hosts = sorted({str(row["host"]) for row in rows if isinstance(row.get("latency"), float)})
+    hosts = sorted(
+        {f"{row['host']}, threads: {row['threads']}" for row in rows if isinstance(row.get("latency"), float)}
+    )
     lines = [OPENING.format(hosts="; ".join(hosts) or "no host yet"), not_run(rows, names), ""]
     for part in sorted({row["recipe"].partition("/")[0] for row in rows}):
         mine = [row for row in rows if row["recipe"].partition("/")[0] == part]

@@ -68,9 +68,7 @@ def one_format(job: Job, item: PlannedExport, variant: Variant, measured: Measur
     name = f"export {item.format}"
     job.tell(Event(kind="started", name=name))
     job.tell(Event(kind="progress", name=name, text="writing the variant", done=0, total=3))
-    metadata = {"component": variant.component, "recipe": plan.recipe.name, "recipe_sha256": plan.digest}
-    source = Source(variant=variant, key=plan.variant_key, metadata=metadata)
-    made = _file(job.store, item, source, take(basis.inputs, 0, 1))
+    made = variant_file(plan, job.store, item, variant, take(basis.inputs, 0, 1))
     path = job.run.root / "artifacts" / made.name
     copy_artifact(made, path)
     job.tell(Event(kind="progress", name=name, text="writing the teacher, for comparison", done=1, total=3))
@@ -231,6 +229,12 @@ def format_of(path: Path) -> str:
     if path.suffix not in suffixes:
         raise UserError(f"{path}: no format has the suffix '{path.suffix}'; known: {', '.join(sorted(suffixes))}")
     return suffixes[path.suffix]
+
+
+def variant_file(plan: Plan, store: Store, item: PlannedExport, variant: Variant, example: Inputs) -> Path:
+    """The plan's variant in a format."""
+    metadata = {"component": variant.component, "recipe": plan.recipe.name, "recipe_sha256": plan.digest}
+    return _file(store, item, Source(variant=variant, key=plan.variant_key, metadata=metadata), example)
 
 
 def teacher_file(plan: Plan, store: Store, format_name: str, teacher: Variant, example: Inputs) -> Path:

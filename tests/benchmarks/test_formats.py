@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from benchmarks import formats, formats_table
+from benchmarks import formats, formats_latency, formats_table
+from compress.errors import UserError
 from compress.given import Given
 from compress.recipe import Recipe, find, read_recipe
 
@@ -60,10 +61,11 @@ def test_another_recipe_or_other_weights_are_another_subject(
 def test_the_document_has_files_and_reasons_and_what_was_not_run() -> None:
     other = REFUSED | {"format": "litert"}
     text = formats_table.document(
-        [DONE | {"host": "a host of two cores", "latency": 0.319}, other, REFUSED], ["decoder/a", "unet/b", "unet/c"]
+        [DONE | {"host": "a host of two cores", "threads": 1, "latency": 0.319}, other, REFUSED],
+        ["decoder/a", "unet/b", "unet/c"],
     )
     assert "| decoder/a | onnx | 1,234,567 | 48.7 | 0.1672 | 0.319 |  | passed |" in text
-    assert "in the same runtime, on a host of two cores; it is" in " ".join(text.split())
+    assert "in the same runtime, on a host of two cores, threads: 1; where it is" in " ".join(text.split())
     assert "| decoder/a | litert, ort | refused: no / palettes |" in text
     assert "Not run: `unet/b`, `unet/c`." in text
     assert formats_table.not_run([DONE], ["decoder/a"]) == ""
@@ -183,3 +185,26 @@ def test_a_variant_that_fails_its_gates_is_a_row_with_value_and_limit(
     assert row["format"] == ""
     assert row["outcome"].startswith("the variant failed: psnr mean ")
     assert row["outcome"].endswith("(min 99)")
+
+
+@pytest.mark.slow
+def test_a_row_is_timed_afterwards_and_meets_the_gate_that_it_was_spared(
+    tiny: Recipe, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime", reason="extra onnx is not installed")
+    given, rows = Given(checkpoint=checkpoint), rows_of(monkeypatch, tiny, checkpoint, "onnx")
+    (row,) = formats_latency.timed(tiny, rows, given, seconds=0.5)
+    assert 0.01 < row["latency"] < 100
+    assert row["threads"] >= 1
+    assert row["outcome"].startswith("failed: latency median ")
+    assert row["outcome"].endswith("(max ratio 0.001)")
+    assert {key: row[key] for key in ("bytes", "parity", "lpips")} == {
+        key: rows["onnx"][key] for key in ("bytes", "parity", "lpips")
+    }
+    (again,) = formats_latency.timed(tiny, {"onnx": row}, given, seconds=0.5)
+    assert again["outcome"].count("latency") == 1
+    with pytest.raises(UserError, match=r"onnx has .* bytes now, not 1: measure it again"):
+        list(formats_latency.timed(tiny, {"onnx": row | {"bytes": 1}}, given, seconds=0.5))
+    other = replace(tiny, seed=tiny.seed + 1, stages=tiny.stages[:0])
+    with pytest.raises(UserError, match="its variant is not in the store"):
+        list(formats_latency.timed(other, rows, given, seconds=0.5))
