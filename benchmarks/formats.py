@@ -44,7 +44,7 @@ from compress.given import Given
 from compress.recipe import Recipe, find, read_recipe, shipped, to_yaml, with_formats
 from compress.records import Needs
 from eval.errors import EvalError
-from eval.metrics.latency import host
+from eval.metrics import latency
 
 MINE = (UserError, DataError, EvalError)  # whose message is the reason
 
@@ -61,7 +61,12 @@ class Task:
 
     @property
     def blank(self) -> Row:
-        return {"recipe": self.recipe.name, "digest": table.subject(self.recipe), "timed": self.timed, "host": host()}
+        return {
+            "recipe": self.recipe.name,
+            "digest": table.subject(self.recipe),
+            "timed": self.timed,
+            "host": latency.host(),
+        }
 
 
 def main() -> None:
@@ -249,7 +254,18 @@ def one_file(job: Any, item: Any, made: Any) -> Row:
     done = one_format(job, item, made.variant, made.measured)
     measured = [compare.to_json(m) for m in done.measurements]
     row = row_of(item.format, done.path, [gates.to_json(v) for v in done.verdicts], measured)
-    return row if done.latency is None else row | {"latency": done.latency.ratio, "threads": done.latency.threads}
+    return row if done.latency is None else row | took(done.latency)
+
+
+def took(taken: latency.LatencyRatio) -> Row:
+    """What a row says of a file's latency."""
+    return {
+        "latency": taken.ratio,
+        "ms": taken.medians_ms[1],
+        "threads": taken.threads,
+        "host": taken.host,
+        "timed": True,
+    }
 
 
 def row_of(form: str, path: Path, verdicts: list[dict[str, Any]], measured: list[dict[str, Any]]) -> Row:

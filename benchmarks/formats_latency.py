@@ -111,8 +111,7 @@ def judged(plan: Plan, row: Row, taken: latency.LatencyRatio) -> Row:
     before = [] if row["outcome"] == "passed" else row["outcome"].removeprefix("failed: ").split("; ")
     failed = [one for one in before if not one.startswith("latency ")] + failed
     outcome = f"failed: {'; '.join(failed)}" if failed else "passed"
-    made = {"latency": taken.ratio, "threads": taken.threads, "host": taken.host, "timed": True, "outcome": outcome}
-    return row | made
+    return row | formats.took(taken) | {"outcome": outcome}
 
 
 if __name__ == "__main__":

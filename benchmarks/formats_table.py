@@ -22,6 +22,7 @@ HEADS = {
     "parity": "parity, dB",
     "lpips": "LPIPS",
     "latency": "latency ratio",
+    "ms": "ms",
     "partitions": "partitions",
     "outcome": "gates",
 }
@@ -29,11 +30,11 @@ OPENING = """# Every recipe in every format
 
 Made by `scripts/readme_table.py --formats ROWS` of rows that `benchmarks/formats.py --out ROWS` measured. Parity is of the file in its
 runtime to the variant in torch, on the worst sample: PSNR of pictures, SQNR of other tensors. LPIPS is the mean to the photographs,
-or to what is drawn with the uncompressed network. Latency is over the float teacher's file in the same runtime, on {hosts}; where it is
-empty, gates on it were left out. A gate that failed is named with its value and its limit:
+or to what is drawn with the uncompressed network. Latency is over the float teacher's file in the same runtime, and in milliseconds, on
+{hosts}; where it is empty, gates on it were left out. A gate that failed is named with its value and its limit:
 such a file does not enter a zoo. Limits are the recipe's, set for its own format.
 """
-PLACES = {"parity": 1, "lpips": 4, "latency": 3}
+PLACES = {"parity": 1, "lpips": 4, "latency": 3, "ms": 1}
 WHOLE = ""  # the format of a row that is of the recipe as a whole
 
 

@@ -183,7 +183,7 @@ def parse_index(content: bytes, where: str) -> dict[str, Indexed]:
     return index
 
 
-def listed_entry(index: Mapping[str, Indexed], name: str, zoo: Path) -> Indexed:
+def listed_entry(index: Mapping[str, Indexed], name: str, zoo: Path | str) -> Indexed:
     """One entry of an index.
 
     Raises:

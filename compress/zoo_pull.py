@@ -79,7 +79,7 @@ def pull(
     if index_sha256 is not None and (given := hashlib.sha256(content).hexdigest()) != index_sha256.lower():
         raise UserError(f"{found.where}/{INDEX}: SHA-256 {given}, not {index_sha256}: this is not the zoo you trust")
     index = parse_index(content, f"{found.where}/{INDEX}")
-    chosen = {name: listed_entry(index, name, Path(source)) for name in names or sorted(index)}
+    chosen = {name: listed_entry(index, name, found.where) for name in names or sorted(index)}
     waiting = zoo / ".pull"
     brought = tuple(_bring(found, name, listed, zoo, emit, replace) for name, listed in chosen.items())
     shutil.rmtree(waiting, ignore_errors=True)

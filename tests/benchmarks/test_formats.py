@@ -61,11 +61,11 @@ def test_another_recipe_or_other_weights_are_another_subject(
 def test_the_document_has_files_and_reasons_and_what_was_not_run() -> None:
     other = REFUSED | {"format": "litert"}
     text = formats_table.document(
-        [DONE | {"host": "a host of two cores", "threads": 1, "latency": 0.319}, other, REFUSED],
+        [DONE | {"host": "a host of two cores", "threads": 1, "latency": 0.319, "ms": 12.34}, other, REFUSED],
         ["decoder/a", "unet/b", "unet/c"],
     )
-    assert "| decoder/a | onnx | 1,234,567 | 48.7 | 0.1672 | 0.319 |  | passed |" in text
-    assert "in the same runtime, on a host of two cores, threads: 1; where it is" in " ".join(text.split())
+    assert "| decoder/a | onnx | 1,234,567 | 48.7 | 0.1672 | 0.319 | 12.3 |  | passed |" in text
+    assert "and in milliseconds, on a host of two cores, threads: 1; where it is" in " ".join(text.split())
     assert "| decoder/a | litert, ort | refused: no / palettes |" in text
     assert "Not run: `unet/b`, `unet/c`." in text
     assert formats_table.not_run([DONE], ["decoder/a"]) == ""
@@ -195,6 +195,7 @@ def test_a_row_is_timed_afterwards_and_meets_the_gate_that_it_was_spared(
     given, rows = Given(checkpoint=checkpoint), rows_of(monkeypatch, tiny, checkpoint, "onnx")
     (row,) = formats_latency.timed(tiny, rows, given, seconds=0.5)
     assert 0.01 < row["latency"] < 100
+    assert row["ms"] > 0
     assert row["threads"] >= 1
     assert row["outcome"].startswith("failed: latency median ")
     assert row["outcome"].endswith("(max ratio 0.001)")

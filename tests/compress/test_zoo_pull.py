@@ -105,6 +105,8 @@ def test_one_entry_by_name_and_an_unknown_one(tmp_path, there):
     assert [e.name for e in zoo.list_entries(tmp_path / "here")] == ["decoder/big"]
     with pytest.raises(UserError, match="no entry 'decoder/bog'; there are: decoder/big"):
         zoo_pull.pull(str(there), ("decoder/bog",), tmp_path / "here", emit=quiet)
+    with served(there) as (address, _), pytest.raises(UserError, match=rf"^{address}: no entry 'decoder/bog'"):
+        zoo_pull.pull(address, ("decoder/bog",), tmp_path / "here", emit=quiet)
 
 
 @pytest.mark.parametrize("ranges", [True, False])
