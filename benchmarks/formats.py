@@ -299,7 +299,8 @@ def short(verdict: dict[str, Any]) -> str:
     value = "nothing" if verdict["value"] is None else f"{verdict['value']:.4g}"
     half = ", half the size" if verdict["subject"].endswith("half the size") else ""
     to = " to torch" if " to torch" in verdict["subject"] else ""
-    return f"{verdict['metric']}{to} {verdict['statistic']}{half} {value} ({limit})"
+    undecided = ", undecided" if verdict["undecided"] else ""
+    return f"{verdict['metric']}{to} {verdict['statistic']}{half} {value} ({limit}){undecided}"
 
 
 def of_run(out: Path) -> list[Row]:

@@ -67,9 +67,12 @@ def timed(recipe: Recipe, rows: dict[str, Row], given: Given, *, seconds: float)
     Raises:
         UserError: the variant is not in the store, or another file than the row's.
     """
-    if not rows:
+    left = {form: row for form, row in rows.items() if export_stage.measures_latency(registry.load(f"export.{form}"))}
+    for form in rows.keys() - left.keys():
+        yield rows[form] | {"latency": "not measured"}
+    if not left:
         return
-    plan = planned_with(with_formats(recipe, rows), given)
+    plan = planned_with(with_formats(recipe, left), given)
     store = Store(default_root())
     folder = store.get(plan.variant_key)
     if folder is None:
@@ -78,10 +81,7 @@ def timed(recipe: Recipe, rows: dict[str, Row], given: Given, *, seconds: float)
     teacher = load_variant(plan.teacher, plan.recipe.component, origins=plan.origins)
     example = take(evaluation.feed_of(plan).evaluation().inputs, 0, 1)
     for item in plan.recipe.export:
-        exporter, row = registry.load(f"export.{item.format}"), rows[item.format]
-        if not export_stage.measures_latency(exporter):
-            yield row | {"latency": "not measured"}
-            continue
+        exporter, row = registry.load(f"export.{item.format}"), left[item.format]
         ours = export_stage.variant_file(plan, store, item, variant, example)
         if size_of(ours) != row["bytes"]:
             raise UserError(f"{item.format} has {size_of(ours):,} bytes now, not {row['bytes']:,}: measure it again")

@@ -144,7 +144,8 @@ def print_verdicts(console: Console, verdicts: "Sequence[Verdict]") -> None:
     rows = []
     for v in verdicts:
         value = "exact" if v.exact else "not measured" if v.value is None else f"{v.value:.4g}"
-        limit = f"{'≥' if v.kind == 'min' else '≤'} {v.limit:.4g}"
+        near = v.metric == "achieved" and v.passed and v.value is not None and v.value < v.limit  # channels go in steps
+        limit = f"{'≈' if near else '≥' if v.kind == 'min' else '≤'} {v.limit:.4g}"
         state = "[green]passed[/]" if v.passed else f"[bold red]{'UNDECIDED' if v.undecided else 'FAILED'}[/]"
         unit = "" if v.metric == "achieved" else v.unit
         rows.append((state, v.subject, gate_words(v), value, limit, unit))

@@ -160,7 +160,7 @@ def _state(row: VerdictRow) -> str:
 
 
 def _gate_line(row: VerdictRow) -> GateLine:
-    sign = _KINDS.get(row.kind, ("", ""))[1]
+    sign = "≈" if _near(row) else _KINDS.get(row.kind, ("", ""))[1]
     return GateLine(
         passed=row.passed,
         state=_state(row),
@@ -198,9 +198,19 @@ def _scope(row: VerdictRow) -> str:
     )
 
 
+def _near(row: VerdictRow) -> bool:
+    """Whether a stage did what it was asked as nearly as it can: channels go in steps."""
+    return row.metric == "achieved" and row.passed and row.value is not None and row.value < row.limit
+
+
 def _room(row: VerdictRow) -> str:
     """How far inside the limit the value lies; negative outside, "" where that cannot be said."""
-    if row.value is None or row.kind not in _KINDS or not (math.isfinite(row.value) and math.isfinite(row.limit)):
+    if (
+        row.value is None
+        or row.kind not in _KINDS
+        or _near(row)
+        or not (math.isfinite(row.value) and math.isfinite(row.limit))
+    ):
         return ""
     room = row.value - row.limit if row.kind == "min" else row.limit - row.value
     return plus(_measured(row, room))

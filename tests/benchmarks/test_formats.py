@@ -206,6 +206,8 @@ def test_a_row_is_timed_afterwards_and_meets_the_gate_that_it_was_spared(
     assert again["outcome"].count("latency") == 1
     with pytest.raises(UserError, match=r"onnx has .* bytes now, not 1: measure it again"):
         list(formats_latency.timed(tiny, {"onnx": row | {"bytes": 1}}, given, seconds=0.5))
+    (untimed,) = formats_latency.timed(tiny, {"coreml": row | {"format": "coreml"}}, given, seconds=0.5)
+    assert untimed["latency"] == "not measured"
     other = replace(tiny, seed=tiny.seed + 1, stages=tiny.stages[:0])
     with pytest.raises(UserError, match="its variant is not in the store"):
         list(formats_latency.timed(other, rows, given, seconds=0.5))

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from compress import drawing
 from compress.runs import Event
+from eval.gates import Verdict
 
 
 def test_time_left_of_a_resumed_stage_is_by_the_pace_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +36,26 @@ def test_the_next_stage_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
             drawer(Event(kind="progress", name=name, done=done, total=100))
     last = re.findall(r"fast (\d+)/100 .*about (\d+) s", out.getvalue())[-1]
     assert int(last[1]) == 100 - int(last[0])
+
+
+@pytest.mark.parametrize(
+    ("value", "passed", "shown"), [(808.0, True, "≈ 810"), (808.0, False, "≥ 810"), (810.0, True, "≥ 810")]
+)
+def test_what_a_stage_did_in_steps_is_near_what_was_asked(value: float, passed: bool, shown: str) -> None:
+    out = io.StringIO()
+    verdict = Verdict(
+        subject="variant",
+        metric="achieved",
+        net=None,
+        statistic="prune.width: channels removed",
+        of="candidate",
+        against="requested",
+        kind="min",
+        value=value,
+        limit=810.0,
+        passed=passed,
+        unit="channels",
+        reason="",
+    )
+    drawing.print_verdicts(Console(file=out, width=200), [verdict])
+    assert shown in out.getvalue()

@@ -259,6 +259,14 @@ def test_missing_nan_and_infinite_are_words() -> None:
         assert absent in text
 
 
+def test_a_stage_that_came_as_near_as_its_steps_allow_is_not_said_to_be_above() -> None:
+    asked = {"metric": "achieved", "kind": "min", "unit": "channels", "value": 808.0, "limit": 810.0}
+    near, short = verdict(**asked, reason="r1"), verdict(**asked, passed=False, reason="r2")
+    text = words(render(empty_report(verdicts=(near, short), passed=False)))
+    assert "808 ≈ 810 r1" in text
+    assert "808 ≥ 810 \N{MINUS SIGN}2 r2" in text
+
+
 def test_unmeasured_stage_values_are_named() -> None:
     text = words(render(full_report()))
     assert "Not measured at any stage: Parameters, MACs, LPIPS (decoder/x)." in text
