@@ -14,7 +14,7 @@ Cost: that of `export.onnx`. On the CPU, 8-bit convolutions with ranges run on i
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,8 +112,9 @@ def export(
     model = built(module, example, form, metadata=metadata, output=output)
     network = ov.Core().read_model(model.SerializeToString())
     layers = layer_map(onnx, model.graph)
-    _simplified(network, entries_of(layers))
-    _numbered(network)
+    entries = entries_of(layers)
+    _simplified(network, entries)
+    _numbered(network, kept={f"{name}.weight{end}" for name in entries for end in ("", ".scale")})
     own = {p.key: p.value for p in model.metadata_props} | {KEY: layers, WEIGHTS: BLANK}
     for key in sorted(own):
         network.set_rt_info(own[key], [SPACE, key])
@@ -208,10 +209,11 @@ def _behind(op: Any, kinds: frozenset[str]) -> Any:
     return op
 
 
-def _numbered(network: Any) -> None:
+def _numbered(network: Any, kept: Collection[str]) -> None:
     """Give operators that OpenVINO named by a counter of its own the numbers of their order."""
     for number, op in enumerate(network.get_ordered_ops()):
-        if re.fullmatch(r"[A-Z][A-Za-z]*_\d+(?:[/_].*)?", op.get_friendly_name()):
+        name = op.get_friendly_name()
+        if name not in kept and re.fullmatch(r"[A-Z][A-Za-z]*_\d+(?:[/_].*)?", name):
             op.set_friendly_name(f"{op.get_type_name()}_{number}")
 
 

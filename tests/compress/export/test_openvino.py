@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from compress.errors import UserError
-from compress.nn.affine import Palette, PerChannel, PerGroup
+from compress.nn.affine import Palette, PerChannel, PerGroup, PerTensor
 
 pytest.importorskip("onnx", reason="extra openvino is not installed")
 pytest.importorskip("onnxscript", reason="extra openvino is not installed")
@@ -83,6 +83,35 @@ def test_the_two_files_belong_together(eight_bits, tmp_path):
     for read in (lambda: export_openvino.load(copy, threads=1), lambda: export_openvino.read_back(copy)):
         with pytest.raises(UserError, match=r"net.openvino: openvino_model.bin is not the one that belongs to"):
             read()
+
+
+class Twins(torch.nn.Module):
+    """Two layers of the same weights, one of which is called as OpenVINO calls what it counts."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.Block_1_x, self.twin = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+        self.twin.load_state_dict(self.Block_1_x.state_dict())
+
+    def forward(self, x):
+        return self.twin(torch.tanh(self.Block_1_x(x)))
+
+
+@pytest.mark.parametrize("granularity", [PerChannel(), PerTensor()])
+def test_layers_that_are_alike_or_called_like_counted_ones_keep_their_names(granularity, tmp_path):
+    net, layers = Twins().eval(), {}
+    for name, layer in net.named_children():
+        weight = layer.weight.detach()
+        scale = every_layer.absmax_scale(weight, bits=8, granularity=granularity)
+        stored = every_layer.round_to_scale(weight, scale, bits=8, granularity=granularity)
+        spec = every_layer.QuantizedLayer(bits=8, granularity=granularity)
+        layers[name] = every_layer.quantize_layer(layer, spec, stored)
+    module, x = every_layer.replaced(net, layers), torch.randn(1, 4, 6)
+    path = tmp_path / "twins.openvino"
+    export_openvino.export(module, (x,), path, FIXED, metadata={}, output="states")
+    every_layer.assert_held(export_openvino, path, module)
+    assert float((export_openvino.load(path, threads=1)(x) - module(x)).abs().max()) < 1e-6
 
 
 def test_nothing_is_sent_and_nothing_is_left_in_the_home(tmp_path):
