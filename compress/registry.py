@@ -16,6 +16,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic.fields import FieldInfo
@@ -208,7 +209,12 @@ def _parsed(module: str) -> ast.Module:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(module)
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    return _tree(Path(spec.origin).read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=64)
+def _tree(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def _paragraph(doc: str, label: str) -> str:
