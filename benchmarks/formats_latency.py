@@ -13,9 +13,6 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import formats
@@ -86,21 +83,8 @@ def timed(recipe: Recipe, rows: dict[str, Row], given: Given, *, seconds: float)
         if size_of(ours) != row["bytes"]:
             raise UserError(f"{item.format} has {size_of(ours):,} bytes now, not {row['bytes']:,}: measure it again")
         theirs = export_stage.teacher_file(plan, store, item.format, teacher, example)
-        taken = ratio(exporter, ours, theirs, example, seconds)
+        taken = export_stage.timed(exporter, ours, theirs, example, seconds)
         yield row | judged(plan, row, taken)
-
-
-def ratio(exporter: Any, ours: Path, theirs: Path, example: Any, seconds: float) -> latency.LatencyRatio:
-    """Our file over the teacher's."""
-    threads = torch.get_num_threads()
-    candidate, reference = (export_stage.timed(exporter, path, threads) for path in (ours, theirs))
-    return latency.paired_ratio(
-        lambda: reference(*example),
-        lambda: candidate(*example),
-        sampling=latency.Sampling(seconds=seconds),
-        runtime=exporter.RUNTIME,
-        threads=threads,
-    )
 
 
 def judged(plan: Plan, row: Row, taken: latency.LatencyRatio) -> Row:

@@ -141,10 +141,12 @@ def forecast_cells(forecast: "Forecast") -> tuple[str, str, str]:
 
 def print_verdicts(console: Console, verdicts: "Sequence[Verdict]") -> None:
     """The verdict table, the reason of each failure, and the tally."""
+    from eval.gate_records import is_near
+
     rows = []
     for v in verdicts:
         value = "exact" if v.exact else "not measured" if v.value is None else f"{v.value:.4g}"
-        near = v.metric == "achieved" and v.passed and v.value is not None and v.value < v.limit  # channels go in steps
+        near = is_near(v.metric, v.value, v.limit, v.passed)
         limit = f"{'≈' if near else '≥' if v.kind == 'min' else '≤'} {v.limit:.4g}"
         state = "[green]passed[/]" if v.passed else f"[bold red]{'UNDECIDED' if v.undecided else 'FAILED'}[/]"
         unit = "" if v.metric == "achieved" else v.unit

@@ -137,14 +137,8 @@ def judge_file(
     measurements += evaluation.drawn_by(basis, run, 1, specs).measurements
     taken, apart = None, unmeasured(plan, exporter, name)
     if latencies and measures_latency(exporter):
-        candidate, theirs = timed(exporter, path, threads), timed(exporter, reference, threads)
-        taken = latency.paired_ratio(
-            lambda: theirs(*example),
-            lambda: candidate(*example),
-            sampling=latency.Sampling(seconds=evaluation.JUDGED_LATENCY_SECONDS, limits=gates.latency_limits(specs)),
-            runtime=exporter.RUNTIME,
-            threads=threads,
-        )
+        limits = gates.latency_limits(specs)
+        taken = timed(exporter, path, reference, example, evaluation.JUDGED_LATENCY_SECONDS, limits)
     judged = [spec for spec in specs if measures_latency(exporter) or spec.metric != "latency"]
     sizes = gates.Sizes(candidate_bytes=size_of(path), reference_bytes=size_of(reference))
     return Exported(
@@ -213,10 +207,23 @@ def _beginnings(parts: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [parts[: count + 1] for count in range(len(parts))]
 
 
-def timed(exporter: Any, path: Path, threads: int) -> Callable[..., torch.Tensor]:
-    """A file to be timed: some runtimes have faster kernels on this host than those that compute what a phone does."""
+def timed(
+    exporter: Any, path: Path, reference: Path, example: Inputs, seconds: float, limits: tuple[float, ...] = ()
+) -> latency.LatencyRatio:
+    """A file's latency over another's in the same format, with as many threads as torch has.
+
+    Some runtimes have faster kernels on this host than those that compute what a phone does: these are timed.
+    """
     load: Callable[..., Callable[..., torch.Tensor]] = getattr(exporter, "load_for_timing", exporter.load)
-    return load(path, threads=threads)
+    threads = torch.get_num_threads()
+    candidate, theirs = load(path, threads=threads), load(reference, threads=threads)
+    return latency.paired_ratio(
+        lambda: theirs(*example),
+        lambda: candidate(*example),
+        sampling=latency.Sampling(seconds=seconds, limits=limits),
+        runtime=exporter.RUNTIME,
+        threads=threads,
+    )
 
 
 def format_of(path: Path) -> str:

@@ -214,24 +214,16 @@ def _take_variant(folder: Path, case: Case) -> Taken:
 
 
 def _take_file(path: Path, case: Case) -> Taken:
-    name, example, threads = format_of(path), case.example, torch.get_num_threads()
+    name = format_of(path)
     exporter = registry.load(f"export.{name}")
     reference = _teacher_file(case, name)
-    run = exporter.load(path, threads=threads)
+    run = exporter.load(path, threads=torch.get_num_threads())
     pictures = outputs(run, case.basis.inputs, 1)
     by_file = evaluation.drawn_by(case.basis, run, 1, case.specs)
     taken = None
     if _asked(case.specs, "latency") and measures_latency(exporter):
-        candidate, theirs = (timed(exporter, one, threads) for one in (path, reference))
-        taken = latency.paired_ratio(
-            lambda: theirs(*example),
-            lambda: candidate(*example),
-            sampling=latency.Sampling(
-                seconds=evaluation.JUDGED_LATENCY_SECONDS, limits=gates.latency_limits(case.specs)
-            ),
-            runtime=exporter.RUNTIME,
-            threads=threads,
-        )
+        limits = gates.latency_limits(case.specs)
+        taken = timed(exporter, path, reference, case.example, evaluation.JUDGED_LATENCY_SECONDS, limits)
     return Taken(
         subject=name,
         path=path,

@@ -72,6 +72,11 @@ class Sizes(NamedTuple):
     reference_peak: int | None = None
 
 
+def is_near(metric: str, value: float | None, limit: float, passed: bool) -> bool:
+    """Whether a stage did what it was asked as nearly as it can, if not to the last one: channels go in steps."""
+    return metric == "achieved" and passed and value is not None and value < limit
+
+
 def net_of(spec: GateSpec) -> str | None:
     """The net that a gate means."""
     return spec.net or (DEFAULT_NET if spec.metric == "lpips" else None)

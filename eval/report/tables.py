@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from eval.gate_records import is_near
 from eval.report import svg
 from eval.report.figures import NOT_MEASURED, amount, change, exact, number, plus, quantity, scale, seconds
 from eval.report.records import AchievedRow, Fact, StageRow, VerdictRow
@@ -199,18 +200,14 @@ def _scope(row: VerdictRow) -> str:
 
 
 def _near(row: VerdictRow) -> bool:
-    """Whether a stage did what it was asked as nearly as it can: channels go in steps."""
-    return row.metric == "achieved" and row.passed and row.value is not None and row.value < row.limit
+    return is_near(row.metric, row.value, row.limit, row.passed)
 
 
 def _room(row: VerdictRow) -> str:
     """How far inside the limit the value lies; negative outside, "" where that cannot be said."""
-    if (
-        row.value is None
-        or row.kind not in _KINDS
-        or _near(row)
-        or not (math.isfinite(row.value) and math.isfinite(row.limit))
-    ):
+    if _near(row) or row.value is None or row.kind not in _KINDS:
+        return ""
+    if not (math.isfinite(row.value) and math.isfinite(row.limit)):
         return ""
     room = row.value - row.limit if row.kind == "min" else row.limit - row.value
     return plus(_measured(row, room))

@@ -2,13 +2,15 @@
 
 import io
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from compress import drawing
+from compress import drawing, verdicts
+from compress.records import Achieved
 from compress.runs import Event
-from eval.gates import Verdict
 
 
 def test_time_left_of_a_resumed_stage_is_by_the_pace_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,23 +41,11 @@ def test_the_next_stage_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "passed", "shown"), [(808.0, True, "≈ 810"), (808.0, False, "≥ 810"), (810.0, True, "≥ 810")]
+    ("achieved", "met", "shown"), [(808, True, "≈ 810"), (808, False, "≥ 810"), (810, True, "≥ 810")]
 )
-def test_what_a_stage_did_in_steps_is_near_what_was_asked(value: float, passed: bool, shown: str) -> None:
+def test_what_a_stage_did_in_steps_is_near_what_was_asked(achieved: int, met: bool, shown: str) -> None:
+    item = Achieved(what="channels removed", requested=810, achieved=achieved, unit="channels", met=met)
+    variant: Any = SimpleNamespace(lineage=[SimpleNamespace(method="prune.width", achieved=[item])])
     out = io.StringIO()
-    verdict = Verdict(
-        subject="variant",
-        metric="achieved",
-        net=None,
-        statistic="prune.width: channels removed",
-        of="candidate",
-        against="requested",
-        kind="min",
-        value=value,
-        limit=810.0,
-        passed=passed,
-        unit="channels",
-        reason="",
-    )
-    drawing.print_verdicts(Console(file=out, width=200), [verdict])
+    drawing.print_verdicts(Console(file=out, width=200), verdicts.achieved(variant))
     assert shown in out.getvalue()
